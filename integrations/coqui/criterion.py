@@ -1,0 +1,130 @@
+"""The knobs on ``TacotronLoss``: guided weight and width, mel and gate weight, Tversky on the stop token.
+
+The host's loss is computed by the host. Only the difference that a knob makes is added to it, so with all knobs
+neutral it is the same tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
+from TTS.tts.utils.helpers import sequence_mask
+
+from tts_brain.losses.tversky import soft_counts, tversky_loss
+from tts_brain.pytorch.session import BrainSession
+from tts_brain.types import GATE_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT, MEL_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA
+
+# The host's spectrogram terms and the attributes that weigh them. The decoder's SSIM is weighed by the postnet's
+# alpha upstream (a slip, kept: we must scale what the host adds).
+_MEL_TERMS = {
+    "decoder_loss": "decoder_alpha",
+    "postnet_loss": "postnet_alpha",
+    "decoder_diff_spec_loss": "decoder_diff_spec_alpha",
+    "postnet_diff_spec_loss": "postnet_diff_spec_alpha",
+    "decoder_ssim_loss": "postnet_ssim_alpha",
+    "postnet_ssim_loss": "postnet_ssim_alpha",
+}
+
+
+class CriterionTap:
+    """Replaces ``forward`` of one ``TacotronLoss`` on the instance; evaluation is left to the host.
+
+    Args:
+        criterion: the host's.
+        session: gives the knobs, and is shown attention and stop token.
+        tversky_weight: share of the Tversky loss beside the host's cross entropy, 0 or more.
+
+    Attributes:
+        tokens: frame-weighted mean tokens per utterance of the batch under way, set by the adapter before each
+            forward; turns the normalised guided weight into the host's.
+        host_total: the newest training loss as the host would have it, detached; None before the first.
+    """
+
+    def __init__(self, criterion: TacotronLoss, session: BrainSession, tversky_weight: float) -> None:
+        self.tokens = 1.0
+        self.host_total: Tensor | None = None
+        self._criterion = criterion
+        self._session = session
+        self._tversky_weight = tversky_weight
+        self._host_forward = criterion.forward
+        self._signature = signature(self._host_forward)
+        # Coqui makes its guided loss only for ga_alpha > 0; a run without one gets it from us.
+        self._host_guides = hasattr(criterion, "criterion_ga")
+        self._guide = criterion.criterion_ga if self._host_guides else GuidedAttentionLoss()
+        criterion.forward = self._forward
+
+    def detach(self) -> None:
+        """Give the host its ``forward`` back."""
+        self._criterion.__dict__.pop("forward", None)
+
+    def _forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        if not torch.is_grad_enabled():
+            return self._host_forward(*args, **kwargs)
+        knobs = self._session.knobs
+        with self._guided(knobs):
+            losses = self._host_forward(*args, **kwargs)
+        with self._session.fence():
+            inputs = self._signature.bind(*args, **kwargs).arguments
+            self.host_total = self._as_host(losses, knobs)
+            if self._session.wants_attention:
+                self._session.see_attention(inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"])
+            if knobs:
+                losses["loss"] = self._shaped(losses, inputs, knobs)
+        return losses
+
+    @contextmanager
+    def _guided(self, knobs: Mapping[str, float]) -> Iterator[None]:
+        """Our guided weight and width during one call: whatever else reads them finds the host's."""
+        before = self._criterion.ga_alpha, self._guide.sigma
+        if self._host_guides and GUIDED_WEIGHT in knobs:
+            self._criterion.ga_alpha = knobs[GUIDED_WEIGHT] * self.tokens
+        if GUIDED_SIGMA in knobs:
+            self._guide.sigma = knobs[GUIDED_SIGMA]
+        try:
+            yield
+        finally:
+            # A guide of our own keeps the width for its call further down.
+            self._criterion.ga_alpha = before[0]
+            if self._host_guides:
+                self._guide.sigma = before[1]
+
+    def _as_host(self, losses: Mapping[str, Tensor], knobs: Mapping[str, float]) -> Tensor:
+        """The loss with the host's own guided weight in place of ours."""
+        total = losses["loss"].detach()
+        if not (self._host_guides and GUIDED_WEIGHT in knobs):
+            return total
+        ours = knobs[GUIDED_WEIGHT] * self.tokens
+        return total + (self._criterion.ga_alpha - ours) * losses["ga_loss"].detach()
+
+    def _shaped(self, losses: dict[str, Tensor], inputs: Mapping[str, Any], knobs: Mapping[str, float]) -> Tensor:
+        """The host's loss plus what each knob changes of it."""
+        loss = losses["loss"]
+        if not self._host_guides and GUIDED_WEIGHT in knobs:
+            losses["ga_loss"] = self._guide(inputs["alignments"], inputs["input_lens"], inputs["alignment_lens"])
+            loss = loss + knobs[GUIDED_WEIGHT] * self.tokens * losses["ga_loss"]
+        mel_weight = knobs.get(MEL_WEIGHT, 1.0)
+        if mel_weight != 1.0:
+            terms = [losses[n] * getattr(self._criterion, alpha) for n, alpha in _MEL_TERMS.items() if n in losses]
+            loss = loss + (mel_weight - 1.0) * torch.stack(terms).sum()
+        if self._criterion.criterion_st is not None:
+            loss = loss + self._stop_term(losses["stopnet_loss"], inputs, knobs)
+        return loss
+
+    def _stop_term(self, stop_loss: Tensor, inputs: Mapping[str, Any], knobs: Mapping[str, float]) -> Tensor:
+        """What gate weight and Tversky add to the host's cross entropy."""
+        logits, target = inputs["stopnet_output"], inputs["stopnet_target"]
+        mask = sequence_mask(inputs["stop_target_length"], logits.size(1))
+        counts = soft_counts(logits, target, mask)
+        self._session.see_stop_token(*counts)
+        gate = knobs.get(GATE_WEIGHT, 1.0)
+        extra = (gate - 1.0) * stop_loss
+        if self._tversky_weight > 0.0 and TVERSKY_ALPHA in knobs and TVERSKY_BETA in knobs:
+            tversky = tversky_loss(*counts, knobs[TVERSKY_ALPHA], knobs[TVERSKY_BETA])
+            extra = extra + gate * self._tversky_weight * tversky
+        return extra

@@ -1,0 +1,181 @@
+"""The run's story in a terminal: narrow or wide, and where only ASCII can be printed."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from tts_brain.report.terminal import LOG_WIDTH, explain, one_decision
+from tts_brain.types import Decision, Proposal, TrainingPhase, Verdict
+
+ESCAPE = "\x1b"
+
+
+def decision(
+    step: int, verdict: str, reason: str, after: float = 1.0, before: float = 1.0, **more: Any
+) -> dict[str, Any]:
+    knobs = {"guided_weight": 4.5, "grad_clip": 100.0}
+    return {
+        "kind": "decision",
+        "step": step,
+        "verdict": verdict,
+        "phase": "alignment_learning" if step > 100 else "pre_alignment",
+        "before": {"learning_rate": before, **knobs},
+        "after": {"learning_rate": after, **knobs},
+        "reason": reason,
+        "proposals": [
+            {
+                "agent": "learning_rate",
+                "moves": {"learning_rate": 1.5},
+                "reason": "loss falls",
+                "evidence": {"z": -4.2},
+            },
+            {"agent": "loss_balance", "moves": {}, "reason": "losses are in balance", "evidence": {}},
+        ],
+        "evidence": {"risk": 0.1, "gain": "nan"},
+        "applied": True,
+        **more,
+    }
+
+
+def run() -> list[dict[str, Any]]:
+    return [
+        {"kind": "start", "step": 0, "host": "coqui", "mode": "full", "config": {}, "versions": {}},
+        decision(40, "accept", "mel loss falls steadily (z −4.2), gradients calm", after=1.5),
+        *[
+            record
+            for step in range(120, 190, 10)
+            for record in (
+                {"kind": "observation", "step": step, "losses": {"total": 1.0}},
+                decision(step, "hold", f"still judging the last move {step}", 1.5, 1.5),
+            )
+        ],
+        decision(190, "undo", "it did not help", after=1.0, before=1.5),
+        {"kind": "event", "step": 200, "event": "skipped_gradient", "message": "norm inf"},
+        {"kind": "event", "step": 201, "event": "skipped_gradient", "message": "norm nan"},
+        decision(210, "roll_back", "two bad gradients in a row", after=0.5, before=1.0),
+        {"kind": "event", "step": 210, "event": "rollback", "message": "restored the snapshot of step 180"},
+        {"kind": "end", "step": 240, "message": "all steps done"},
+    ]
+
+
+def told(records: list[dict[str, Any]], width: int = 120, **options: Any) -> str:
+    out = io.StringIO()
+    explain(records, Console(file=out, width=width), **options)
+    assert ESCAPE not in out.getvalue()
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 120])
+def test_the_story(width: int) -> None:
+    text = told(run(), width)
+    assert all(len(line) <= width and line == line.rstrip() for line in text.splitlines())
+    flat = " ".join(text.split())
+    for words in (
+        "coqui · mode full · steps 0–240",
+        "step 40 · pre alignment · moved the knobs: learning_rate 1.00 → 1.50",
+        "why: mel loss falls steadily (z −4.2), gradients calm",
+        "held from step 120 to 180: still judging the last move 180",
+        "took back the last move: learning_rate 1.50 → 1.00",
+        "!! steps 200–201 · skipped gradient (2 times): norm nan",
+        "!! step 210 · rollback: restored the snapshot of step 180",
+        "Ended at step 240: all steps done",
+        "1 move: 0 kept, 1 taken back; 1 rollback; 7 holds; 2 skipped gradients.",
+        "Phases by step: pre alignment 40–120, alignment learning 120–210.",
+        "learning_rate 1.00 → 0.500 (multiplier of the host's rate)",
+        "as at the start: guided_weight 4.50, grad_clip 100",
+    ):
+        assert words in flat
+
+
+def test_holds_one_by_one() -> None:
+    text = told(run(), show_holds=True)
+    assert text.count("held at step") == 7
+    assert "held from" not in text
+
+
+def test_one_step_in_full() -> None:
+    text = told(run(), step=40)
+    for words in (
+        "learning_rate: learning_rate to 1.50",
+        "loss_balance: no move",
+        "evidence: z −4.2",
+        "gain not finite",
+    ):
+        assert words in text
+    assert "learning_rate 1.00 → 1.50" in text and "grad_clip 100" in text
+    assert "step 190" not in text
+    assert "restored the snapshot" in told(run(), step=210)
+
+
+def test_a_step_without_a_decision_names_the_nearest() -> None:
+    assert "No decision was taken at step 183; the nearest are at step 180, 190, 170." in told(run(), step=183)
+    assert "none was taken at all" in told(run()[:1], step=5)
+
+
+def test_unfinished_and_empty_journals() -> None:
+    assert "wrote nothing yet" in told([])
+    text = told(run()[:1])
+    assert "No end record: still running, or stopped from outside, at step 0." in text
+    assert "No decision was taken yet." in text
+
+
+def test_a_resume_is_told() -> None:
+    again = {"kind": "start", "step": 50, "host": "coqui", "mode": "observe"}
+    assert "resumed at step 50, mode observe" in told([*run()[:2], again, *run()[2:]])
+
+
+def test_watching_only_says_so() -> None:
+    text = told([decision(40, "accept", "loss falls", applied=False)])
+    assert "only watched; in full mode: moved the knobs" in text
+    assert "wanted by learning_rate: learning_rate to 1.50" in text
+
+
+def test_ascii_only_and_hostile_text() -> None:
+    raw = io.BytesIO()
+    records = [*run(), decision(300, "accept", "Größe \x1b[2J [bold]not markup[/bold] :smile:", after=2.0)]
+    out = io.TextIOWrapper(raw, encoding="ascii")
+    explain(records, Console(file=out, width=60))
+    explain(records, Console(file=out, width=60), step=300)
+    out.flush()
+    text = raw.getvalue().decode("ascii")
+    assert "1.00 -> 1.50" in text
+    assert "[bold]not markup[/bold] :smile:" in " ".join(text.split())
+    assert ESCAPE not in text
+
+
+def test_records_with_holes_do_not_crash() -> None:
+    holes: list[dict[str, Any]] = [{"kind": "decision"}, {"kind": "event"}, {"kind": "start"}, {"kind": "end"}, {}]
+    assert told(holes)
+    assert told(holes, step=0)
+    assert one_decision({})
+
+
+def test_the_live_line() -> None:
+    text = one_decision(decision(120, "accept", "mel loss falls steadily (z −4.2), gradients calm", after=1.5))
+    assert text == (
+        "[brain] step 120 · alignment_learning · learning_rate 1.00 → 1.50\n"
+        "        why: mel loss falls steadily (z −4.2), gradients calm"
+    )
+    assert "->" in one_decision(decision(120, "accept", "x", after=1.5), encoding="ascii")
+    long = one_decision(decision(120, "hold", "word " * 100))
+    assert len(long.splitlines()) == 3 and all(len(line) <= LOG_WIDTH for line in long.splitlines())
+    assert "held everything where it was" in long
+
+
+def test_the_live_line_takes_the_record_itself() -> None:
+    taken = Decision(
+        step=7,
+        verdict=Verdict.ROLL_BACK,
+        phase=TrainingPhase.REFINEMENT,
+        before={"learning_rate": 1.0},
+        after={"learning_rate": 1.001},
+        reason="loss is not finite",
+        proposals=(Proposal("learning_rate", {"learning_rate": 0.5}, "calm down"),),
+    )
+    assert one_decision(taken).splitlines()[0] == (
+        "[brain] step 7 · refinement · went back to a snapshot: learning_rate 1.000 → 1.001"
+    )

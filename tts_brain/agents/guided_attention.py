@@ -1,0 +1,54 @@
+"""The guided-attention weight and width, by the supervisor's smooth laws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from tts_brain.attention.supervisor import DynamicAttentionSupervisor
+from tts_brain.types import GUIDED_SIGMA, GUIDED_WEIGHT, Proposal, TrainingContext
+
+
+class GuidedAttentionAgent:
+    """Owns the guided weight (normalised) and the guide's width.
+
+    Args:
+        supervisor: gives the targets.
+        adaptation_rate: share of the way (in logarithms) to the target per decision, in (0, 1].
+    """
+
+    name: ClassVar[str] = "guided_attention"
+    owns: ClassVar[tuple[str, ...]] = (GUIDED_WEIGHT, GUIDED_SIGMA)
+
+    def __init__(self, supervisor: DynamicAttentionSupervisor, adaptation_rate: float = 0.1) -> None:
+        self._supervisor = supervisor
+        self._rate = adaptation_rate
+
+    def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
+        """A small step toward the supervisor's targets; smaller while the phase is in doubt."""
+        report = context.attention
+        if report is None:
+            return Proposal(self.name, {}, "attention not measured yet")
+        targets = {
+            GUIDED_WEIGHT: self._supervisor.weight(report.attention_diag),
+            GUIDED_SIGMA: self._supervisor.sigma(report),
+        }
+        # Two phases with equal odds halve the step.
+        rate = self._rate * (0.5 + 0.5 * context.certainty)
+        moves = {k: knobs[k] * (t / knobs[k]) ** rate for k, t in targets.items() if k in knobs}
+        sides = {"diagonality": report.diagonality, "focus": report.focus, "coverage": report.coverage}
+        weakest = min(sides, key=lambda side: sides[side])
+        reason = (
+            f"attention_diag {report.attention_diag:.2f} (weakest side: {weakest}): "
+            f"guided weight toward {targets[GUIDED_WEIGHT]:.2f}, width toward {targets[GUIDED_SIGMA]:.2f}"
+        )
+        return Proposal(self.name, moves, reason, {**sides, "attention_diag": report.attention_diag, "rate": rate})
+
+    def learn(self, moves: Mapping[str, tuple[float, float]], context: TrainingContext, *, kept: bool) -> None:
+        """The law has no memory."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass

@@ -1,0 +1,181 @@
+"""Every setting of the brain in one flat dataclass, so that a recipe, a YAML file and a command line say the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tts_brain.types import KNOBS, Mode
+
+_MODES = tuple(mode.value for mode in Mode)
+_SNAPSHOT_PLACES = ("memory", "disk")
+_COUNTS = (
+    "decide_every",
+    "attention_every",
+    "attention_utterances",
+    "journal_every",
+    "trial_steps",
+    "snapshot_every",
+    "snapshots",
+    "snapshot_budget_mb",
+    "lost_alignment_steps",
+)
+
+
+@dataclass
+class BrainConfig:
+    """Settings, all with defaults that suit a first run. Steps are optimizer steps.
+
+    Raises:
+        ValueError: a value out of its range; the message says what to write instead.
+    """
+
+    mode: str = "full"
+    decide_every: int = 10
+    attention_every: int = 5
+    attention_utterances: int = 4
+    journal_every: int = 10
+    seed: int = 0
+
+    # ContextAnalyzer
+    history_size: int = 100
+    phase_classifier_components: int = 4
+    trend_window: int = 20
+    stability_threshold: float = 0.05
+    phase_stickiness: float = 0.9
+
+    # AdaptiveLossController and DynamicAttentionSupervisor; the guided weight is in normalised units
+    initial_guided_weight: float = 4.5
+    tversky_A: float = 0.3
+    tversky_B: float = 0.4
+    tversky_weight: float = 0.5
+    adaptation_rate: float = 0.1
+
+    # what may be steered: comma-separated knob names, or "all"
+    knobs: str = "all"
+    max_learning_rate: float = 5e-3
+    max_move_risk: float = 0.4
+
+    # monitor
+    trial_steps: int = 20
+    cooldown_steps: int = 60
+
+    # RollbackManager
+    snapshot_every: int = 100
+    snapshots: int = 2
+    snapshot_place: str = "memory"
+    snapshot_budget_mb: int = 2048
+    max_rollbacks_in_a_row: int = 3
+    rollback_rate_factor: float = 0.5
+    divergence_sigmas: float = 8.0
+    lost_alignment_steps: int = 50
+
+    def __post_init__(self) -> None:
+        _one_of("mode", self.mode, _MODES)
+        _one_of("snapshot_place", self.snapshot_place, _SNAPSHOT_PLACES)
+        for name in _COUNTS:
+            _whole(name, getattr(self, name), 1, 10**7)
+        for name in ("cooldown_steps", "max_rollbacks_in_a_row"):
+            _whole(name, getattr(self, name), 0, 10**7)
+        _whole("seed", self.seed, 0, 2**31 - 1)
+        _whole("history_size", self.history_size, 10, 10**6)
+        _whole("trend_window", self.trend_window, 4, self.history_size)
+        _whole("phase_classifier_components", self.phase_classifier_components, 4, 4)
+        _number("stability_threshold", self.stability_threshold, 0.0, 10.0, open_low=True)
+        _number("phase_stickiness", self.phase_stickiness, 0.25, 1.0, open_high=True)
+        guided = KNOBS["guided_weight"]
+        _number("initial_guided_weight", self.initial_guided_weight, guided.low, guided.high)
+        _number("tversky_A", self.tversky_A, 0.0, 1.0, open_low=True)
+        _number("tversky_B", self.tversky_B, 0.0, 1.0)
+        _number("tversky_weight", self.tversky_weight, 0.0, 10.0)
+        _number("adaptation_rate", self.adaptation_rate, 0.0, 1.0, open_low=True)
+        _number("max_learning_rate", self.max_learning_rate, 0.0, 1.0, open_low=True)
+        _number("max_move_risk", self.max_move_risk, 0.0, 1.0)
+        _number("rollback_rate_factor", self.rollback_rate_factor, 0.0, 1.0, open_low=True)
+        _number("divergence_sigmas", self.divergence_sigmas, 1.0, 1e6)
+        self.knob_names()
+
+    def knob_names(self) -> tuple[str, ...]:
+        """The knobs that may be steered."""
+        if self.knobs.strip() == "all":
+            return tuple(KNOBS)
+        names = tuple(name.strip() for name in self.knobs.split(",") if name.strip())
+        for name in names:
+            if name not in KNOBS:
+                raise ValueError(f"knobs: {name!r} is unknown{_hint(name, KNOBS)}; known are {', '.join(KNOBS)}")
+        return names
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> BrainConfig:
+        """Read a mapping; an unknown key is refused, with the nearest known one.
+
+        Raises:
+            ValueError: unknown key, or a value out of range.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in data:
+            if key not in known:
+                raise ValueError(
+                    f"unknown brain key {key!r}{_hint(str(key), known)}; known keys are {', '.join(known)}"
+                )
+        return cls(**{f.name: _coerce(f.name, data[f.name], f.type) for f in fields(cls) if f.name in data})
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> BrainConfig:
+        """Read a YAML file holding one mapping of keys to values.
+
+        Raises:
+            ValueError: not a mapping, an unknown key, or a value out of range.
+        """
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError(f"{path}: expected lines like 'mode: full', found {type(data).__name__}")
+        return cls.from_dict(data)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as ``from_dict`` reads them."""
+        return asdict(self)
+
+
+def _hint(word: str, known: Any) -> str:
+    near = get_close_matches(word, list(known), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name}={value!r} is not known; write {name}={allowed[-1]!r}, or one of {', '.join(allowed)}")
+
+
+def _whole(name: str, value: Any, low: int, high: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        span = f"{low}" if low == high else f"a whole number from {low} to {high}"
+        raise ValueError(f"{name}={value!r} is out of range; write {span}, for example {name}={max(low, 10)}")
+
+
+def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> None:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if good:
+        above = value > low if open_low else value >= low
+        good = above and (value < high if open_high else value <= high)
+    if not good:
+        default = BrainConfig.__dataclass_fields__[name].default
+        raise ValueError(f"{name}={value!r} is out of range; write a number from {low} to {high}, default {default}")
+
+
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    """YAML reads 1e-4 as a string and 5 for 5.0; both mean what they say."""
+    if kind == "float" and isinstance(value, int | str) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except ValueError:
+            raise ValueError(f"{name}={value!r} is not a number") from None
+    if kind == "str" and value is False:  # YAML 1.1 reads a bare `off` as false
+        return "off"
+    return value

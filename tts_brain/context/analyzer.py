@@ -1,0 +1,182 @@
+"""Folds observations into the ``TrainingContext`` that agents look at."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import astuple, fields
+from statistics import median
+from typing import Any
+
+from tts_brain.context.phases import PhaseClassifier
+from tts_brain.context.trends import trend
+from tts_brain.types import AttentionReport, Observation, TrainingContext, Trend
+
+_ATTENTION_MEMORY = 0.5
+_TEXT_MEMORY = 0.95
+_SPIKE = 3.0
+_NAN = float("nan")
+
+
+class ContextAnalyzer:
+    """Keeps the last ``history_size`` values of every series and the phase posterior.
+
+    Args:
+        history_size: values kept per series.
+        phase_classifier_components: four, one per phase.
+        trend_window: newest values that a trend rests on.
+        stability_threshold: relative noise of the loss (noise / level spread over the window) under which the
+            run counts as stable.
+        phase_stickiness: see ``PhaseClassifier``.
+    """
+
+    def __init__(
+        self,
+        history_size: int = 100,
+        phase_classifier_components: int = 4,
+        trend_window: int = 20,
+        stability_threshold: float = 0.05,
+        phase_stickiness: float = 0.9,
+    ) -> None:
+        if not 4 <= trend_window <= history_size:
+            raise ValueError(f"trend_window={trend_window}; write a number from 4 to history_size={history_size}")
+        self._history_size = history_size
+        self._window = trend_window
+        self._stability_threshold = stability_threshold
+        self.phases = PhaseClassifier(phase_classifier_components, phase_stickiness, history_size)
+        self._series: dict[str, deque[tuple[int, float]]] = {}
+        self._attention: AttentionReport | None = None
+        self._best_attention = 0.0
+        self._first_level: float | None = None
+        self._scalars = {"learning_rate": _NAN, "update_ratio": _NAN, "text_length": _NAN}
+        self._nonfinite_run = 0
+        self._step = 0
+
+    @property
+    def nonfinite_run(self) -> int:
+        """How many observations in a row were not finite, up to the newest."""
+        return self._nonfinite_run
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) pairs kept for a loss, ``grad_norm`` (natural logarithm) or ``attention_diag``."""
+        return list(self._series.get(name, ()))
+
+    def observe(self, observation: Observation) -> None:
+        """Take in one step."""
+        self._step = observation.step
+        for name, value in observation.losses.items():
+            self._append(name, observation.step, value)
+        norm = observation.grad_norm
+        if norm is not None:
+            self._append("grad_norm", observation.step, math.log(max(norm, 1e-12)) if math.isfinite(norm) else _NAN)
+        bad = observation.skipped or not all(math.isfinite(v) for v in observation.losses.values())
+        bad = bad or (norm is not None and not math.isfinite(norm))
+        self._nonfinite_run = self._nonfinite_run + 1 if bad else 0
+        self._remember_scalars(observation)
+        if observation.attention is not None:
+            self._observe_attention(observation.step, observation.attention)
+
+    def regime_changed(self) -> None:
+        """Forget levels and trends of the losses: the host changed what they mean (another reduction factor)."""
+        kept = self._series.get("attention_diag")
+        self._series = {} if kept is None else {"attention_diag": kept}
+        self._first_level = None
+
+    def forgive(self) -> None:
+        """Forget how many steps in a row were not finite: earlier weights are back."""
+        self._nonfinite_run = 0
+
+    def context(self) -> TrainingContext:
+        """Everything known now."""
+        trends = {name: self._trend(name) for name in self._series}
+        loss = trends.get("mel") or trends.get("total")
+        norms = [math.exp(v) for _, v in self._tail("grad_norm") if math.isfinite(v)]
+        middle = median(norms) if norms else _NAN
+        return TrainingContext(
+            step=self._step,
+            phase=self.phases.phase,
+            phase_posterior=self.phases.posterior,
+            certainty=self.phases.certainty,
+            trends=trends,
+            attention=self._attention,
+            stable=loss is not None and loss.count >= 4 and self._relative_noise(loss) < self._stability_threshold,
+            grad_spikes=sum(n > _SPIKE * middle for n in norms) / len(norms) if norms else 0.0,
+            grad_norm_median=middle,
+            nonfinite_run=self._nonfinite_run,
+            best_attention_diag=self._best_attention,
+            learning_rate=self._scalars["learning_rate"],
+            update_ratio=self._scalars["update_ratio"],
+            text_length=self._scalars["text_length"],
+        )
+
+    def _trend(self, name: str) -> Trend:
+        tail = self._tail(name)
+        return trend([s for s, _ in tail], [v for _, v in tail])
+
+    def _tail(self, name: str) -> list[tuple[int, float]]:
+        return list(self._series.get(name, ()))[-self._window :]
+
+    def _relative_noise(self, loss: Trend) -> float:
+        """Noise over the height the loss has come down from; free of the loss's own zero and unit."""
+        start = loss.level if self._first_level is None else self._first_level
+        return loss.noise / max(abs(start - loss.level), loss.noise, 1e-12)
+
+    def _append(self, name: str, step: int, value: float) -> None:
+        self._series.setdefault(name, deque(maxlen=self._history_size)).append((step, float(value)))
+
+    def _remember_scalars(self, observation: Observation) -> None:
+        for name in ("learning_rate", "update_ratio"):
+            value = getattr(observation, name)
+            if value is not None and math.isfinite(value):
+                self._scalars[name] = float(value)
+        if observation.text_length is not None:
+            old = self._scalars["text_length"]
+            new = observation.text_length
+            self._scalars["text_length"] = new if math.isnan(old) else _TEXT_MEMORY * old + (1 - _TEXT_MEMORY) * new
+
+    def _observe_attention(self, step: int, report: AttentionReport) -> None:
+        if self._attention is None:
+            self._attention = report
+        else:
+            pairs = zip(astuple(self._attention), astuple(report), strict=True)
+            self._attention = AttentionReport(*(_ATTENTION_MEMORY * a + (1 - _ATTENTION_MEMORY) * b for a, b in pairs))
+        smooth = self._attention.attention_diag
+        self._append("attention_diag", step, smooth)
+        self._best_attention = max(self._best_attention, smooth)
+        name = "mel" if "mel" in self._series else "total"
+        loss = self._trend(name)
+        if self._first_level is None and loss.count >= 4:
+            self._first_level = loss.level
+        drop = 0.0 if self._first_level is None else (self._first_level - loss.level) / max(loss.noise, 1e-12)
+        self.phases.update(smooth, loss.z, drop)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and strings."""
+        return {
+            "series": {name: [list(pair) for pair in values] for name, values in self._series.items()},
+            "attention": None if self._attention is None else list(astuple(self._attention)),
+            "best_attention": self._best_attention,
+            "first_level": self._first_level,
+            "scalars": dict(self._scalars),
+            "nonfinite_run": self._nonfinite_run,
+            "step": self._step,
+            "phases": self.phases.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of ``state_dict``."""
+        attention = state["attention"]
+        if attention is not None and len(attention) != len(fields(AttentionReport)):
+            raise ValueError("state of the attention report has another length; it is of another version")
+        self.phases.load_state_dict(state["phases"])
+        self._series = {
+            name: deque(((int(s), float(v)) for s, v in values), maxlen=self._history_size)
+            for name, values in state["series"].items()
+        }
+        self._attention = None if attention is None else AttentionReport(*attention)
+        self._best_attention = float(state["best_attention"])
+        self._first_level = state["first_level"]
+        self._scalars = {k: float(v) for k, v in state["scalars"].items()}
+        self._nonfinite_run = int(state["nonfinite_run"])
+        self._step = int(state["step"])

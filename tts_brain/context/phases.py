@@ -1,0 +1,157 @@
+"""Which phase is the training in? A Gaussian mixture anchored to the thresholds, carried over time.
+
+The bare thresholds chatter when ``attention_diag`` hovers near one. Here the four phases are the components of a
+``GaussianMixture``; its likelihood is combined with a sticky prior (a forward filter over a four-state chain), so
+that a phase changes when the evidence has added up, and the posterior says how sure we are.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from itertools import product
+from typing import Any
+
+import numpy as np
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.mixture import GaussianMixture
+
+from tts_brain.types import PHASE_LIMITS, TrainingPhase
+
+_EDGES = np.array([0.0, *PHASE_LIMITS, 1.0])
+_CENTRES = np.array([0.5, 1.5, 2.5, 3.5])
+_SIGMA = 0.3
+# Loss features may tip the scales near a boundary but never overrule the attention far from one.
+_LOSS_VARIANCE_FLOOR = 1.0
+_REFIT_EVERY = 20
+
+
+def phase_coordinate(attention_diag: float) -> float:
+    """``attention_diag`` in [0, 1] on a scale where the thresholds lie at 1, 2 and 3 (piecewise linear, in [0, 4]).
+
+    On this scale equal-width components half-way between the thresholds meet exactly at the thresholds.
+    """
+    return float(np.interp(attention_diag, _EDGES, np.arange(5.0)))
+
+
+class PhaseClassifier:
+    """Filtered posterior over the four phases.
+
+    Args:
+        components: number of mixture components; the phases are four, so is this.
+        stickiness: prior probability of staying in a phase from one measurement to the next, in [0.25, 1).
+        history_size: how many past feature vectors the mixture is fitted to.
+    """
+
+    def __init__(self, components: int = 4, stickiness: float = 0.9, history_size: int = 100) -> None:
+        if components != len(TrainingPhase):
+            raise ValueError(f"phase_classifier_components={components}; the phases are 4, write 4")
+        self._transition = _sticky_chain(stickiness)
+        self._history: deque[list[float]] = deque(maxlen=history_size)
+        self._posterior = np.array([1.0, 0.0, 0.0, 0.0])
+        self._seen = 0
+        self._fit_on: list[list[float]] = []
+        self._mixture = _fit([])
+
+    @property
+    def posterior(self) -> tuple[float, float, float, float]:
+        """Probabilities of the phases in order; PRE_ALIGNMENT for sure before the first measurement."""
+        a, b, c, d = (float(p) for p in self._posterior)
+        return a, b, c, d
+
+    @property
+    def phase(self) -> TrainingPhase:
+        """The most probable phase."""
+        return list(TrainingPhase)[int(np.argmax(self._posterior))]
+
+    @property
+    def certainty(self) -> float:
+        """1 minus the normalised entropy of the posterior: 1 when one phase is sure, 0 when all are alike."""
+        p = self._posterior[self._posterior > 0]
+        return float(1.0 + np.sum(p * np.log(p)) / np.log(len(self._posterior)))
+
+    def update(self, attention_diag: float, loss_fall_z: float, loss_drop: float) -> None:
+        """Take in one measurement.
+
+        Args:
+            attention_diag: in [0, 1]; a value that is not finite changes nothing.
+            loss_fall_z: ``z`` of the loss trend, negative when it falls.
+            loss_drop: how far the loss has come down since the start, in units of its noise; 0 or more.
+        """
+        if not np.isfinite(attention_diag):
+            return
+        fall, drop = np.tanh(loss_fall_z / 4), np.log10(1.0 + max(loss_drop, 0.0))
+        x = [phase_coordinate(attention_diag), float(fall), float(drop)]
+        self._history.append(x)
+        self._seen += 1
+        if self._seen % _REFIT_EVERY == 0:
+            self._fit_on = [list(row) for row in self._history]
+            self._mixture = _fit(self._fit_on)
+        # predict_proba is weights * likelihood; the weights are equal, so it is the likelihood up to a constant.
+        likelihood = self._mixture.predict_proba([x])[0] + 1e-12
+        posterior = likelihood * (self._transition @ self._posterior)
+        self._posterior = posterior / posterior.sum()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain lists; the mixture is refitted from what it was fitted to, not stored."""
+        return {
+            "history": [list(row) for row in self._history],
+            "posterior": [float(p) for p in self._posterior],
+            "seen": self._seen,
+            "fit_on": [list(row) for row in self._fit_on],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of ``state_dict``."""
+        fit_on = [list(row) for row in state["fit_on"]]
+        mixture = _fit(fit_on)
+        self._history = deque(([*row] for row in state["history"]), maxlen=self._history.maxlen)
+        self._posterior = np.asarray(state["posterior"], dtype=np.float64)
+        self._seen = int(state["seen"])
+        self._fit_on, self._mixture = fit_on, mixture
+
+
+def _sticky_chain(stay: float) -> np.ndarray:
+    """Column-stochastic 4 x 4 matrix: stay, or move to a neighbour."""
+    n = len(TrainingPhase)
+    chain = np.eye(n) * stay
+    for j in range(n):
+        neighbours = [i for i in (j - 1, j + 1) if 0 <= i < n]
+        for i in neighbours:
+            chain[i, j] = (1.0 - stay) / len(neighbours)
+    return chain
+
+
+def _fit(rows: list[list[float]]) -> GaussianMixture:
+    """Fit to the run's own rows plus pseudo-rows at the anchors, then put the attention axis back on its anchors.
+
+    The pseudo-rows keep all four components alive while a run has only seen one or two phases. With a diagonal
+    covariance the axes do not mix, so re-anchoring the first leaves what was learned on the others untouched.
+    """
+    data = np.asarray(rows, dtype=np.float64).reshape(-1, 3)
+    centre = data[:, 1:].mean(axis=0) if len(data) else np.zeros(2)
+    corners = np.array(list(product((-_SIGMA, _SIGMA), (-1.0, 1.0), (-1.0, 1.0))))
+    pseudo = np.vstack([np.array([anchor, *centre]) + corners for anchor in _CENTRES])
+    means = np.column_stack([_CENTRES, np.tile(centre, (4, 1))])
+    precisions = np.tile([_SIGMA**-2, 1.0, 1.0], (4, 1))
+    mixture = GaussianMixture(
+        n_components=4,
+        covariance_type="diag",
+        means_init=means,
+        weights_init=np.full(4, 0.25),
+        precisions_init=precisions,
+        random_state=0,
+        max_iter=20,
+    )
+    with warnings.catch_warnings():
+        # Twenty rounds of EM are enough here; the attention axis is re-anchored anyway.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        mixture.fit(np.vstack([pseudo, data]))
+    mixture.weights_ = np.full(4, 0.25)
+    mixture.means_[:, 0] = _CENTRES
+    mixture.covariances_[:, 0] = _SIGMA**2
+    mixture.covariances_[:, 1:] = np.maximum(mixture.covariances_[:, 1:], _LOSS_VARIANCE_FLOOR)
+    mixture.precisions_ = 1.0 / mixture.covariances_
+    mixture.precisions_cholesky_ = np.sqrt(mixture.precisions_)
+    return mixture

@@ -1,0 +1,113 @@
+"""The run's diary: one JSON object a line, each flushed, so that a killed run keeps all but the last line.
+
+Records have a ``kind``: ``start`` (configuration, host, versions), ``observation``, ``decision``, ``event`` and
+``end``. A float that JSON cannot say is written as the string ``"nan"``, ``"inf"`` or ``"-inf"``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import IO, Any
+
+JOURNAL_NAME = "journal.jsonl"
+FORMAT_VERSION = 1
+
+
+class Journal:
+    """Appends records to ``folder / journal.jsonl``; a torn last line from a killed run is dropped first.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / JOURNAL_NAME
+        _drop_torn_tail(self.path)
+        self._file: IO[str] | None = self.path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, record: Any) -> None:
+        """Append one record; ``record`` is a dataclass or a mapping."""
+        if self._file is None:
+            return
+        body = to_plain(record)
+        self._file.write(json.dumps({"kind": kind, **body}, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; later writes do nothing."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def _drop_torn_tail(path: Path) -> None:
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    if data and not data.endswith(b"\n"):
+        with path.open("r+b") as file:
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def to_plain(value: Any) -> Any:
+    """Dataclasses, enums, mappings and floats as JSON can hold them."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: to_plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Enum):
+        return value.name.lower()
+    if isinstance(value, Mapping):
+        return {str(k): to_plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Records of a journal file or of a run folder that holds one, oldest first; a torn last line is left out.
+
+    After a resume from an earlier checkpoint the records past it are dropped, so that each step stands once.
+
+    Raises:
+        FileNotFoundError: no journal there; the message says where it was looked for.
+        ValueError: a line in the middle is not JSON.
+    """
+    file = find_journal(path)
+    records: list[dict[str, Any]] = []
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
+        if not line.endswith("\n"):
+            break
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file}, line {number} is not a journal record: {error}") from error
+        if record["kind"] == "start":
+            records = [r for r in records if r.get("step", 0) <= record.get("step", 0)]
+        records.append(record)
+    yield from records
+
+
+def find_journal(path: str | Path) -> Path:
+    """The newest journal at or under ``path``.
+
+    Raises:
+        FileNotFoundError: none found.
+    """
+    root = Path(path)
+    if root.is_file():
+        return root
+    places = sorted(root.rglob(JOURNAL_NAME), key=lambda p: p.stat().st_mtime) if root.is_dir() else []
+    if not places:
+        raise FileNotFoundError(
+            f"no {JOURNAL_NAME} in {root}; give the run folder that the trainer printed at its start "
+            "(the brain writes RUN_FOLDER/brain/journal.jsonl)"
+        )
+    return places[-1]

@@ -1,0 +1,137 @@
+"""Rate, clip and the last guard before the weights, on any ``torch.optim.Optimizer`` through its step hooks.
+
+A written ``param_groups["lr"]`` is lost under schedulers that recompute it and compounds under those that recurse on
+it. So the rate is multiplied at the last moment, inside ``optimizer.step``, and put back right after: schedulers,
+checkpoints and logs of the host never see it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_WATCHED_TENSORS = 4
+_WATCHED_SIZE = 2_000_000
+
+
+class OptimizerTap:
+    """Hooks one optimizer.
+
+    Args:
+        optimizer: the host's.
+        guard: keep non-finite gradients from the weights, and apply rate and clip. False only counts and looks.
+        on_fault: called with an exception of our own; the step then runs as the host meant it.
+
+    Attributes:
+        rate_multiplier: factor on every group's rate, 1.0 leaves it alone.
+        clip_norm: gradients are scaled down to this L2 norm; infinity is off.
+        steps: optimizer steps seen, skipped ones included.
+        skipped: the newest step had a non-finite gradient, and nothing was changed by it.
+        grad_norm: L2 norm of the newest gradient as the optimizer got it (after the host's own clipping); NaN with
+            ``guard=False``.
+        update_ratio: ``|Δw| / |w|`` of the newest step that ``watch_next`` asked for, NaN before.
+    """
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, *, guard: bool, on_fault: Callable[[BaseException], None]
+    ) -> None:
+        self.rate_multiplier = 1.0
+        self.clip_norm = math.inf
+        self.steps = 0
+        self.skipped = False
+        self.grad_norm = math.nan
+        self.update_ratio = math.nan
+        self._optimizer = optimizer
+        self._guard = guard
+        self._on_fault = on_fault
+        self._rates: list[Any] | None = None
+        self._watch = False
+        self._before: list[tuple[Tensor, Tensor]] = []
+        self._handles = [
+            optimizer.register_step_pre_hook(self._pre),
+            optimizer.register_step_post_hook(self._post),
+        ]
+
+    def watch_next(self) -> None:
+        """Measure ``update_ratio`` at the next step: copies of a few tensors, so once per decision only."""
+        self._watch = True
+
+    def release(self) -> None:
+        """Back to the host's own behaviour, hooks left in place: a fault must not leave a rate multiplied."""
+        self._guard = False
+        self.rate_multiplier = 1.0
+        self.clip_norm = math.inf
+
+    def detach(self) -> None:
+        """Take the hooks off."""
+        self._put_rates_back()
+        for handle in self._handles:
+            handle.remove()
+
+    def _pre(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        try:
+            self._put_rates_back()
+            self.skipped = False
+            if self._guard:
+                self._check_gradients()
+            if self.rate_multiplier != 1.0:
+                self._rates = [group["lr"] for group in optimizer.param_groups]
+                for group in optimizer.param_groups:
+                    group["lr"] = group["lr"] * self.rate_multiplier
+            if self._watch:
+                self._before = [(p, p.detach().clone()) for p in self._watched()]
+        except Exception as error:
+            self._on_fault(error)
+
+    def _post(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        try:
+            self._put_rates_back()
+            self.steps += 1
+            if self._before:
+                self._measure_update()
+        except Exception as error:
+            self._on_fault(error)
+
+    def _put_rates_back(self) -> None:
+        if self._rates is not None:
+            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+                group["lr"] = rate
+            self._rates = None
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
+
+    def _check_gradients(self) -> None:
+        gradients = self._gradients()
+        if not gradients:
+            return
+        # The one number that must be known before the step. Both hosts wait for the device at this point of every
+        # step anyway (Coqui reads the norm and every loss, ESPnet tests the norm for finiteness).
+        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        if not math.isfinite(self.grad_norm):
+            self.skipped = True
+            # An optimizer leaves parameters without a gradient alone, moments and weight decay included.
+            for group in self._optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        elif self.grad_norm > self.clip_norm:
+            torch._foreach_mul_(gradients, self.clip_norm / self.grad_norm)
+
+    def _watched(self) -> list[Tensor]:
+        matrices = [
+            p
+            for group in self._optimizer.param_groups
+            for p in group["params"]
+            if p.dim() >= 2 and p.numel() <= _WATCHED_SIZE and p.grad is not None
+        ]
+        stride = max(1, len(matrices) // _WATCHED_TENSORS)
+        return matrices[::stride][:_WATCHED_TENSORS]
+
+    def _measure_update(self) -> None:
+        ratios = torch.stack([(p.detach() - old).norm() / old.norm().clamp(min=1e-12) for p, old in self._before])
+        self.update_ratio = float(ratios.median())
+        self._before, self._watch = [], False

@@ -1,0 +1,318 @@
+"""The records that travel round the loop. Each is frozen: a decision once taken stays as it was.
+
+Units used everywhere: a *step* is one optimizer step; a *frame* is one decoder step (``reduction_factor``
+mel frames); losses are the host's raw values, before any weight of ours, NaN kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from math import inf
+from types import MappingProxyType
+
+_EMPTY: Mapping[str, float] = MappingProxyType({})
+
+
+class TrainingPhase(Enum):
+    """How far the alignment has come, by ``attention_diag``. The value is the name in files."""
+
+    PRE_ALIGNMENT = "pre_alignment"
+    ALIGNMENT_LEARNING = "alignment_learning"
+    REFINEMENT = "refinement"
+    CONVERGENCE = "convergence"
+
+    @property
+    def index(self) -> int:
+        """0 for PRE_ALIGNMENT … 3 for CONVERGENCE."""
+        return list(TrainingPhase).index(self)
+
+    @classmethod
+    def from_attention_diag(cls, attention_diag: float) -> TrainingPhase:
+        """The bare threshold rule (0.1, 0.5, 0.7) that the classifier is anchored to."""
+        return list(cls)[sum(attention_diag >= limit for limit in PHASE_LIMITS)]
+
+
+PHASE_LIMITS = (0.1, 0.5, 0.7)
+
+
+class Mode(Enum):
+    """What the brain may touch. The value is what the user writes."""
+
+    OFF = "off"
+    OBSERVE = "observe"
+    ASSIST = "assist"
+    FULL = "full"
+
+
+class Verdict(Enum):
+    """What came of a decision; the value is the sentence shown to people."""
+
+    ACCEPT = "moved the knobs"
+    HOLD = "held everything where it was"
+    UNDO = "took back the last move"
+    ROLL_BACK = "went back to a snapshot"
+    STOP = "stopped rolling back: only you can fix this"
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionReport:
+    """Alignment quality of a few utterances, each field the mean over them (DESIGN.md, metrics).
+
+    All fields lie in [0, 1] except ``skips``, ``repeats`` (counts per utterance) and ``longest_dwell`` (frames).
+    """
+
+    diagonality: float
+    focus: float
+    coverage: float
+    attention_diag: float
+    entropy: float
+    skips: float
+    repeats: float
+    longest_dwell: float
+    end_reached: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopTokenCounts:
+    """Soft confusion counts of the stop token, as shares of the counted decoder frames (each in [0, 1])."""
+
+    true_positive: float
+    false_positive: float
+    false_negative: float
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What one optimizer step showed.
+
+    Args:
+        step: optimizer steps done so far in this run, the first is 1.
+        losses: raw host losses by name; ``total`` is required, ``mel``, ``gate``, ``guided`` where the host has them.
+            ``guided`` is in normalised units: mean penalty per decoder frame, in [0, 1].
+        grad_norm: global L2 norm before clipping; None when the host does not say.
+        learning_rate: the host's own rate at this step, before our multiplier.
+        update_ratio: ``|Δw| / |w|`` of the step, median over the watched tensors; None when not measured.
+        attention: None on steps where it was not measured.
+        stop: None when the host has no stop token or it was not measured.
+        text_length: mean tokens per utterance in the batch.
+        skipped: True when a non-finite gradient was kept from the weights at this step.
+    """
+
+    step: int
+    losses: Mapping[str, float]
+    grad_norm: float | None = None
+    learning_rate: float | None = None
+    update_ratio: float | None = None
+    attention: AttentionReport | None = None
+    stop: StopTokenCounts | None = None
+    text_length: float | None = None
+    skipped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One thing the brain may turn, with its limits.
+
+    Args:
+        name: the name in decisions and files.
+        unit: what a value of 1 means, in words.
+        neutral: the value at which the host runs exactly as without the brain; None when only the host knows it.
+        low, high: hard bounds, both positive and finite.
+        max_ratio: most that one decision may multiply or divide the value by; above 1.
+    """
+
+    name: str
+    unit: str
+    neutral: float | None
+    low: float
+    high: float
+    max_ratio: float
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.low < self.high < inf) or not self.max_ratio > 1.0:
+            raise ValueError(
+                f"knob {self.name!r}: low={self.low}, high={self.high}, max_ratio={self.max_ratio}; "
+                "write 0 < low < high and max_ratio > 1"
+            )
+
+    def limit(self, current: float, wanted: float) -> float:
+        """``wanted``, brought within the bounds and within ``max_ratio`` of ``current``.
+
+        A value that is not finite changes nothing: the current value (bounded) comes back.
+        """
+        current = min(max(current, self.low), self.high)
+        if not -inf < wanted < inf:
+            return current
+        nearest = min(max(wanted, current / self.max_ratio), current * self.max_ratio)
+        return min(max(nearest, self.low), self.high)
+
+
+LEARNING_RATE = "learning_rate"
+GUIDED_WEIGHT = "guided_weight"
+GUIDED_SIGMA = "guided_sigma"
+MEL_WEIGHT = "mel_weight"
+GATE_WEIGHT = "gate_weight"
+TVERSKY_ALPHA = "tversky_alpha"
+TVERSKY_BETA = "tversky_beta"
+GRAD_CLIP = "grad_clip"
+
+GRAD_CLIP_OFF = 100.0
+
+KNOBS: Mapping[str, Knob] = MappingProxyType(
+    {
+        knob.name: knob
+        for knob in (
+            Knob(LEARNING_RATE, "multiplier of the host's rate", 1.0, 1 / 64, 64.0, 1.5),
+            # Normalised: loss per unit of mean penalty per frame. Host weight = value * tokens per utterance.
+            Knob(GUIDED_WEIGHT, "host weight / mean text length", None, 0.005, 20.0, 1.35),
+            Knob(GUIDED_SIGMA, "width of the guide, relative to the text", None, 0.1, 0.6, 1.15),
+            Knob(MEL_WEIGHT, "multiplier of the spectrogram losses", 1.0, 0.25, 4.0, 1.25),
+            Knob(GATE_WEIGHT, "multiplier of the stop-token loss", 1.0, 0.1, 4.0, 1.25),
+            Knob(TVERSKY_ALPHA, "cost of a false stop", None, 0.05, 0.95, 1.25),
+            Knob(TVERSKY_BETA, "cost of a missed stop", None, 0.05, 0.95, 1.25),
+            # Above GRAD_CLIP_OFF * median nothing is ever clipped by us.
+            Knob(GRAD_CLIP, "clip at this many median gradient norms", GRAD_CLIP_OFF, 1.5, GRAD_CLIP_OFF, 3.0),
+        )
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an adapter can show and turn. A host without attention (FastSpeech) or with a second optimizer (VITS)
+    says so here; the core never asks for the host's name.
+
+    Args:
+        host: name for people and files.
+        losses: names that ``Observation.losses`` may hold.
+        knobs: names from ``KNOBS`` that the adapter can turn.
+        alignment: ``attention``, ``durations``, ``monotonic_search`` or ``none``.
+        stop_token: the model decides by itself when to stop.
+        optimizers: how many step per update (a GAN has 2).
+    """
+
+    host: str
+    losses: tuple[str, ...] = ("total",)
+    knobs: tuple[str, ...] = ()
+    alignment: str = "none"
+    stop_token: bool = False
+    optimizers: int = 1
+
+    def __post_init__(self) -> None:
+        allowed = ("attention", "durations", "monotonic_search", "none")
+        if self.alignment not in allowed:
+            raise ValueError(f"alignment={self.alignment!r} is unknown; write one of {', '.join(allowed)}")
+        unknown = sorted(set(self.knobs) - set(KNOBS))
+        if unknown:
+            raise ValueError(f"unknown knobs {unknown}; known are {', '.join(KNOBS)}")
+        if "total" not in self.losses:
+            raise ValueError(f"losses={self.losses} lacks 'total', the one loss every host has")
+
+
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """Level and direction of one series over the last ``count`` values.
+
+    Args:
+        level: mean of the newest quarter of the window, in the series' units.
+        slope: robust change per step (Theil-Sen).
+        noise: standard deviation of the step-to-step noise, from the finest wavelet detail.
+        z: change over the window in units of its standard error; below -2 it surely falls, above 2 it surely rises.
+        count: finite values the trend rests on; 0 means that all else is NaN or 0.
+    """
+
+    level: float
+    slope: float
+    noise: float
+    z: float
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingContext:
+    """All that agents may look at.
+
+    Args:
+        step: optimizer step of the newest observation.
+        phase: most probable phase.
+        phase_posterior: probabilities of the four phases, in order; they sum to 1.
+        certainty: 1 minus the normalised entropy of the posterior, in [0, 1].
+        trends: by loss name, plus ``grad_norm`` (its logarithm) and ``attention_diag``.
+        attention: smoothed report; None until first measured.
+        stable: the relative noise of the total loss is under ``stability_threshold``.
+        grad_spikes: share of the window's gradient norms above three medians, in [0, 1].
+        grad_norm_median: over the window; NaN before the first norm.
+        nonfinite_run: how many observations in a row were not finite, up to now.
+        learning_rate: the host's newest rate; NaN when unknown.
+        update_ratio: newest ``|Δw| / |w|``; NaN when unknown.
+        best_attention_diag: best smoothed value so far, 0 before the first.
+        text_length: running mean of tokens per utterance; NaN when unknown.
+        stop_errors: smoothed (false positive, false negative) shares of the stop token; None when unknown.
+    """
+
+    step: int
+    phase: TrainingPhase
+    phase_posterior: tuple[float, float, float, float]
+    certainty: float
+    trends: Mapping[str, Trend]
+    attention: AttentionReport | None
+    stable: bool
+    grad_spikes: float
+    grad_norm_median: float
+    nonfinite_run: int
+    learning_rate: float
+    update_ratio: float
+    best_attention_diag: float
+    text_length: float
+    stop_errors: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """What one agent would like, and why. ``moves`` maps knob names to the values wanted, before limits."""
+
+    agent: str
+    moves: Mapping[str, float]
+    reason: str
+    evidence: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise ValueError(f"proposal of {self.agent!r} has no reason; say in one sentence why")
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One turn of the loop, also when nothing moved.
+
+    Args:
+        step: optimizer step at which it was taken.
+        verdict: what came of it.
+        phase: the phase at that time.
+        before, after: values of all knobs; in ``observe`` mode ``after`` equals ``before``.
+        reason: one sentence for people.
+        proposals: what the agents wanted.
+        evidence: the numbers behind the verdict.
+        applied: False in ``observe`` mode: written down, not done.
+    """
+
+    step: int
+    verdict: Verdict
+    phase: TrainingPhase
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    reason: str
+    proposals: tuple[Proposal, ...] = ()
+    evidence: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
+    applied: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.reason.strip():
+            raise ValueError(f"decision at step {self.step} has no reason")
+
+    @property
+    def moves(self) -> dict[str, tuple[float, float]]:
+        """Knobs that changed, each as (from, to)."""
+        return {k: (self.before[k], v) for k, v in self.after.items() if self.before.get(k) != v and k in self.before}
