@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib.metadata import entry_points
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 GROUP = "tts_brain.commands"
@@ -25,9 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     return _explain(args)
 
 
-def _run_plugin(name: str, commands: dict[str, object], arguments: list[str]) -> int:
+def _run_plugin(name: str, commands: Mapping[str, EntryPoint], arguments: list[str]) -> int:
     try:
-        command = commands[name].load()  # type: ignore[attr-defined]
+        command = commands[name].load()
     except ModuleNotFoundError as error:
         remedy = _NEEDS.get(name, f"install what {name} needs")
         print(f"tts-brain {name} needs the package {error.name!r}, which is not installed: {remedy}", file=sys.stderr)

@@ -59,7 +59,7 @@ class BrainConfig:
 
     # what may be steered: comma-separated knob names, or "all"
     knobs: str = "all"
-    max_learning_rate: float = 5e-3
+    max_learning_rate: float = 2e-3
     max_move_risk: float = 0.4
 
     # monitor
@@ -103,6 +103,10 @@ class BrainConfig:
 
     def knob_names(self) -> tuple[str, ...]:
         """The knobs that may be steered."""
+        if not isinstance(self.knobs, str):
+            raise ValueError(
+                f"knobs={self.knobs!r} is not text; write knobs: all, or knobs: learning_rate,guided_weight"
+            )
         if self.knobs.strip() == "all":
             return tuple(KNOBS)
         names = tuple(name.strip() for name in self.knobs.split(",") if name.strip())
@@ -131,9 +135,13 @@ class BrainConfig:
         """Read a YAML file holding one mapping of keys to values.
 
         Raises:
-            ValueError: not a mapping, an unknown key, or a value out of range.
+            OSError: the file cannot be read.
+            ValueError: not YAML, not a mapping, an unknown key, or a value out of range.
         """
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
         if not isinstance(data, dict):
             raise ValueError(f"{path}: expected lines like 'mode: full', found {type(data).__name__}")
         return cls.from_dict(data)
@@ -160,7 +168,8 @@ def _whole(name: str, value: Any, low: int, high: int) -> None:
 
 
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # A comparison, not math.isfinite: that overflows on a whole number beyond every float.
+    good = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
     if good:
         above = value > low if open_low else value >= low
         good = above and (value < high if open_high else value <= high)
@@ -174,7 +183,7 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     if kind == "float" and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             raise ValueError(f"{name}={value!r} is not a number") from None
     if kind == "str" and value is False:  # YAML 1.1 reads a bare `off` as false
         return "off"

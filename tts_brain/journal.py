@@ -77,7 +77,7 @@ def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no journal there; the message says where it was looked for.
-        ValueError: a line in the middle is not JSON.
+        ValueError: a line in the middle is not a record.
     """
     file = find_journal(path)
     records: list[dict[str, Any]] = []
@@ -89,6 +89,8 @@ def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file}, line {number} is not a journal record: {error}") from error
+        if not isinstance(record, dict) or "kind" not in record:
+            raise ValueError(f"{file}, line {number} is not a journal record: it has no 'kind'")
         if record["kind"] == "start":
             records = [r for r in records if r.get("step", 0) <= record.get("step", 0)]
         records.append(record)

@@ -84,8 +84,8 @@ class ContextAwareTrainingManager:
         half = self.config.tversky_A + self.config.tversky_B / 2
         ours = {GUIDED_WEIGHT: self.config.initial_guided_weight, TVERSKY_ALPHA: half, TVERSKY_BETA: half}
         value = ours.get(name, host.get(name, KNOBS[name].neutral))
-        if value is None:
-            raise ValueError(f"host_values lacks {name!r}; give the host's own value of it")
+        if value is None or not math.isfinite(value):
+            raise ValueError(f"host_values has {name!r}: {value}; give the host's own value of it, a finite number")
         return KNOBS[name].limit(value, value)
 
     @property
@@ -204,7 +204,7 @@ class ContextAwareTrainingManager:
         decision = self._decision(context, Verdict.ACCEPT, vetoed + "; ".join(movers), proposals, after, evidence)
         bold = {n: (self.knobs[n], after[n]) for n in moved if abs(math.log(after[n] / self.knobs[n])) > _BOLD_MOVE}
         if decision.applied and bold:
-            self.feedback.open(context.step, bold, context)
+            self.feedback.open(context.step, bold, context, self.analyzer.series(self.loss_name))
         return decision
 
     def _without_risky_part(self, context: TrainingContext, after: dict[str, float]) -> dict[str, float]:
@@ -304,15 +304,16 @@ class ContextAwareTrainingManager:
         Raises:
             ValueError: another version, a missing part, or a value that makes no sense; nothing is changed then.
         """
-        if state.get("version") != STATE_VERSION:
+        found = state.get("version") if isinstance(state, Mapping) else None
+        if found != STATE_VERSION:
             raise ValueError(
-                f"brain state has version {state.get('version')!r}, this tts-brain reads {STATE_VERSION}; "
+                f"brain state has version {found!r}, this tts-brain reads {STATE_VERSION}; "
                 "remove the brain's sidecar file to start the brain afresh"
             )
         before = copy.deepcopy(self.state_dict())
         try:
             self._load(state)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        except Exception as error:  # whatever it is, half a state must not stay
             self._load(before)
             raise ValueError(f"brain state is damaged ({type(error).__name__}: {error}); nothing was loaded") from error
 

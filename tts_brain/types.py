@@ -140,8 +140,11 @@ class Knob:
     def limit(self, current: float, wanted: float) -> float:
         """``wanted``, brought within the bounds and within ``max_ratio`` of ``current``.
 
-        A value that is not finite changes nothing: the current value (bounded) comes back.
+        A value that is not finite changes nothing: the current value (bounded) comes back. A current value that is not
+        a number counts as the neutral one, or as ``low`` where only the host knows that.
         """
+        if current != current:
+            current = self.low if self.neutral is None else self.neutral
         current = min(max(current, self.low), self.high)
         if not -inf < wanted < inf:
             return current

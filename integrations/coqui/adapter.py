@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from tts_brain.types import GATE_WEIGHT, GUIDED_SIGMA, KNOBS, TVERSKY_ALPHA, TVE
 
 log = logging.getLogger("tts_brain")
 
+_CHECKPOINT = re.compile(r"(?:checkpoint|best_model)_(\d+)\.pth")
+_SIDECAR = re.compile(r"state_(\d+)\.safetensors")
 _STOP_KNOBS = {GATE_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA}
 
 
@@ -72,45 +75,68 @@ class CoquiAdapter:
         _make_visible()
         self._trainer = trainer
         self._folder = Path(trainer.output_path) / "brain"
-        optimizers = [_torch_optimizer(o) for o in trainer.optimizer]
-        self.session = BrainSession(
+        try:
+            self.session = self._make_session(config)
+        except OSError as error:
+            raise OSError(
+                f"the brain cannot write its files to {self._folder}: {error}. "
+                "Give an output_path that can be written, or set brain=False"
+            ) from error
+        self._criterion = CriterionTap(trainer.criterion[0], self.session, config.tversky_weight)
+        self._text_length: float | None = None
+        self._in_step = False
+        self._sidecar_due: int | None = None
+        self._wrappers = {
+            "train_step": self._on_train_step,
+            "save_checkpoint": self._on_save_checkpoint,
+            "save_best_model": self._on_save_best_model,
+            "_fit": self._on_fit,
+        }
+        self._own_before = {name: trainer.__dict__[name] for name in self._wrappers if name in trainer.__dict__}
+        self._host = {name: getattr(trainer, name) for name in self._wrappers}
+        for name, wrapper in self._wrappers.items():
+            setattr(trainer, name, wrapper)
+        if trainer.continue_run:
+            # The trainer resumes one step after the checkpoint's. A missing file is said as plainly as a torn one.
+            self.session.load(self._sidecar(trainer.total_steps_done - 1))
+
+    def _make_session(self, config: BrainConfig) -> BrainSession:
+        trainer = self._trainer
+        return BrainSession(
             config,
             _capabilities(trainer),
             self._folder,
-            optimizers=optimizers,
+            optimizers=[_torch_optimizer(o) for o in trainer.optimizer],
             model=trainer.model,
             parts=_parts(trainer),
             host_values={GUIDED_SIGMA: _host_sigma(trainer)},
             dashboard=self._show_dashboard,
         )
-        self._criterion = CriterionTap(trainer.criterion[0], self.session, config.tversky_weight)
-        self._regime = self._read_regime()
-        self._text_length: float | None = None
-        self._in_step = False
-        self._sidecar_due: int | None = None
-        self._host_train_step, trainer.train_step = trainer.train_step, self._on_train_step
-        self._host_save_checkpoint, trainer.save_checkpoint = trainer.save_checkpoint, self._on_save_checkpoint
-        self._host_save_best_model, trainer.save_best_model = trainer.save_best_model, self._on_save_best_model
-        self._host_fit, trainer._fit = trainer._fit, self._on_fit
-        if trainer.continue_run:
-            self._resume()
 
     def detach(self) -> None:
-        """Give the host everything back; the journal is closed."""
-        for name in ("train_step", "save_checkpoint", "save_best_model", "_fit"):
-            self._trainer.__dict__.pop(name, None)
+        """Give the host everything back; the journal is closed.
+
+        A method that somebody wrapped after us stays wrapped; ours only passes the call on from here.
+        """
+        attributes = self._trainer.__dict__
+        for name, wrapper in self._wrappers.items():
+            if attributes.get(name) == wrapper:
+                del attributes[name]
+                attributes |= {name: self._own_before[name]} if name in self._own_before else {}
+        attributes.pop("brain", None)
         self._criterion.detach()
         self.session.close()
-        self._trainer.brain = None
 
     # observe
 
     def _on_train_step(self, batch: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+        if not self.session.active:
+            return self._host["train_step"](batch, *args, **kwargs)
         with self.session.fence():
             self._before_step(batch)
         self._in_step = True
         try:
-            outputs, losses = self._host_train_step(batch, *args, **kwargs)
+            outputs, losses = self._host["train_step"](batch, *args, **kwargs)
         finally:
             self._in_step = False
         if losses:
@@ -128,11 +154,10 @@ class CoquiAdapter:
         # The host averages over all (frame, token) cells of a batch; this undoes the division by tokens exactly.
         self._criterion.tokens = float((tokens * frames).sum() / frames.sum())
         self._text_length = float(tokens.mean())
-        regime = self._read_regime()
-        if regime != self._regime:
-            message = f"reduction factor and batch size {self._regime} → {regime}"
-            self._regime = regime
-            self.session.regime_changed(message)
+        trainer = self._trainer
+        self.session.see_regime(
+            {"reduction factor": int(trainer.model.decoder.r), "batch size": int(trainer.config.batch_size)}
+        )
 
     def _after_step(self, losses: Mapping[str, Any]) -> None:
         raw = {"total": _number(self._criterion.host_total)}
@@ -152,16 +177,15 @@ class CoquiAdapter:
             text_length=self._text_length,
         )
 
-    def _read_regime(self) -> tuple[int, int]:
-        return int(self._trainer.model.decoder.r), int(self._trainer.config.batch_size)
-
     def _show_dashboard(self, step: int, values: Mapping[str, float]) -> None:
         self._trainer.dashboard_logger.add_scalars("brain", dict(values), self._trainer.total_steps_done)
 
     # save and load
 
     def _on_save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        self._host_save_checkpoint(*args, **kwargs)
+        with self.session.fence():
+            self.session.heal()  # a NaN batch may just have gone through
+        self._host["save_checkpoint"](*args, **kwargs)
         # Inside train_step the brain has not seen this step yet; the sidecar must hold it.
         if self._in_step:
             self._sidecar_due = self._trainer.total_steps_done
@@ -170,7 +194,7 @@ class CoquiAdapter:
                 self._save_sidecar(self._trainer.total_steps_done)
 
     def _on_save_best_model(self, *args: Any, **kwargs: Any) -> None:
-        self._host_save_best_model(*args, **kwargs)
+        self._host["save_best_model"](*args, **kwargs)
         with self.session.fence():
             self._save_sidecar(self._trainer.total_steps_done)
 
@@ -179,30 +203,24 @@ class CoquiAdapter:
 
     def _save_sidecar(self, host_step: int) -> None:
         """One sidecar per checkpoint there is; those of deleted checkpoints go too."""
-        steps = {int(p.stem.rpartition("_")[2]) for p in self._folder.parent.glob("*_[0-9]*.pth")}
+        steps = set(_numbered(self._folder.parent, _CHECKPOINT))
         if host_step in steps:
             self.session.save(self._sidecar(host_step))
-        for path in self._folder.glob("state_*.safetensors"):
-            if int(path.stem.rpartition("_")[2]) not in steps:
+        for step, path in _numbered(self._folder, _SIDECAR).items():
+            if step not in steps:
                 path.unlink()
-
-    def _resume(self) -> None:
-        # The trainer resumes one step after the checkpoint's.
-        path = self._sidecar(self._trainer.total_steps_done - 1)
-        if path.exists():
-            self.session.load(path)
-        else:
-            log.warning("[brain] %s is not there: the run was begun without the brain; it starts afresh", path)
 
     # end
 
     def _on_fit(self) -> None:
         try:
-            self._host_fit()
+            self._host["_fit"]()
         except BaseException as error:
             with self.session.fence():
                 self.session.close(f"the run ended with {type(error).__name__}: {error}")
-                self._rescue()
+                # On Ctrl+C the host writes a checkpoint before it looks whether there is one.
+                if not (isinstance(error, KeyboardInterrupt) and self._trainer.config.save_on_interrupt):
+                    self._rescue()
             raise
         with self.session.fence():
             self.session.close("finished")
@@ -215,6 +233,12 @@ class CoquiAdapter:
         kept = run.with_name(f"{run.name}.brain")
         shutil.copytree(self._folder, kept, dirs_exist_ok=True)
         log.warning("[brain] the trainer removes a failed run without checkpoint; the brain's files are in %s", kept)
+
+
+def _numbered(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
+    """Files by the step in their name; what a user put beside them is not ours."""
+    found = ((name.fullmatch(path.name), path) for path in folder.iterdir())
+    return {int(match[1]): path for match, path in found if match}
 
 
 def _what_this_run_allows(trainer: Trainer, config: BrainConfig) -> BrainConfig:

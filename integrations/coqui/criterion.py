@@ -7,7 +7,7 @@ neutral it is the same tensor.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from inspect import signature
 from typing import Any
 
@@ -30,6 +30,8 @@ _MEL_TERMS = {
     "decoder_ssim_loss": "postnet_ssim_alpha",
     "postnet_ssim_loss": "postnet_ssim_alpha",
 }
+
+Counts = tuple[Tensor, Tensor, Tensor]
 
 
 class CriterionTap:
@@ -74,8 +76,11 @@ class CriterionTap:
             self.host_total = self._as_host(losses, knobs)
             if self._session.wants_attention:
                 self._session.see_attention(inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"])
+            counts = self._stop_counts(inputs, graph=bool(knobs))
+            if counts is not None:
+                self._session.see_stop_token(*counts)
             if knobs:
-                losses["loss"] = self._shaped(losses, inputs, knobs)
+                losses["loss"] = self._shaped(losses, inputs, knobs, counts)
         return losses
 
     @contextmanager
@@ -102,7 +107,17 @@ class CriterionTap:
         ours = knobs[GUIDED_WEIGHT] * self.tokens
         return total + (self._criterion.ga_alpha - ours) * losses["ga_loss"].detach()
 
-    def _shaped(self, losses: dict[str, Tensor], inputs: Mapping[str, Any], knobs: Mapping[str, float]) -> Tensor:
+    def _stop_counts(self, inputs: Mapping[str, Any], *, graph: bool) -> Counts | None:
+        """True positives, false positives, false negatives; None where the model has no stop token."""
+        if self._criterion.criterion_st is None or not self._session.active:
+            return None
+        logits, target = inputs["stopnet_output"], inputs["stopnet_target"]
+        with nullcontext() if graph else torch.no_grad():
+            return soft_counts(logits, target, sequence_mask(inputs["stop_target_length"], logits.size(1)))
+
+    def _shaped(
+        self, losses: dict[str, Tensor], inputs: Mapping[str, Any], knobs: Mapping[str, float], counts: Counts | None
+    ) -> Tensor:
         """The host's loss plus what each knob changes of it."""
         loss = losses["loss"]
         if not self._host_guides and GUIDED_WEIGHT in knobs:
@@ -112,16 +127,12 @@ class CriterionTap:
         if mel_weight != 1.0:
             terms = [losses[n] * getattr(self._criterion, alpha) for n, alpha in _MEL_TERMS.items() if n in losses]
             loss = loss + (mel_weight - 1.0) * torch.stack(terms).sum()
-        if self._criterion.criterion_st is not None:
-            loss = loss + self._stop_term(losses["stopnet_loss"], inputs, knobs)
+        if counts is not None:
+            loss = loss + self._stop_term(losses["stopnet_loss"], counts, knobs)
         return loss
 
-    def _stop_term(self, stop_loss: Tensor, inputs: Mapping[str, Any], knobs: Mapping[str, float]) -> Tensor:
+    def _stop_term(self, stop_loss: Tensor, counts: Counts, knobs: Mapping[str, float]) -> Tensor:
         """What gate weight and Tversky add to the host's cross entropy."""
-        logits, target = inputs["stopnet_output"], inputs["stopnet_target"]
-        mask = sequence_mask(inputs["stop_target_length"], logits.size(1))
-        counts = soft_counts(logits, target, mask)
-        self._session.see_stop_token(*counts)
         gate = knobs.get(GATE_WEIGHT, 1.0)
         extra = (gate - 1.0) * stop_loss
         if self._tversky_weight > 0.0 and TVERSKY_ALPHA in knobs and TVERSKY_BETA in knobs:

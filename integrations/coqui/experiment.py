@@ -155,7 +155,9 @@ class ArmRun:
         print(json.dumps({"step": step, "attention_diag": seen.values["attention_diag"]}), flush=True)
         for clip, matrix in enumerate(seen.matrices[:PICTURED_CLIPS]):
             self.pictures[f"{step}/{clip}"] = matrix.astype(np.float16)
-        np.savez_compressed(self.folder / "alignments.npz", **self.pictures)
+        unfinished = self.folder / "alignments.unfinished.npz"
+        np.savez_compressed(unfinished, **self.pictures)
+        unfinished.replace(self.folder / "alignments.npz")
 
     def _finish(self, model: Tacotron2) -> None:
         (self.folder / "audio").mkdir(exist_ok=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ from tts_brain_coqui.corpus import ljspeech_any
 
 from tts_brain.journal import read_journal
 
-CLIPS = 14
 BATCH = 2
 STEPS_AN_EPOCH = 6
 # What a test needs in a handful of steps: decide often, look at the attention always.
@@ -40,7 +37,7 @@ def make_config(corpus: Path, folder: Path, model: str = "tacotron2", **settings
         folder: where the run folder is made.
         settings: any of Coqui's, ``brain`` too.
     """
-    audio = BaseAudioConfig(sample_rate=22050, mel_fmin=0.0, mel_fmax=8000, griffin_lim_iters=10)
+    audio = BaseAudioConfig(sample_rate=22050, mel_fmin=0.0, mel_fmax=8000, hop_length=1024, griffin_lim_iters=10)
     common: dict[str, Any] = {
         "run_name": "run",
         "output_path": str(folder),
@@ -84,9 +81,10 @@ def make_trainer(
 ) -> Trainer:
     """The real Trainer on ``steps`` batches an epoch; the model's weights are the same each time."""
     train, held_out = load_tts_samples(config, eval_split_size=2, formatter=ljspeech_any)
+    train.sort(key=lambda clip: Path(clip["audio_file"]).stat().st_size)  # the shortest will do
     torch.manual_seed(1)
     model = (Tacotron if config.model == "tacotron" else Tacotron2)(config)
-    return Trainer(
+    trainer = Trainer(
         args or TrainerArgs(),
         config,
         config.output_path,
@@ -96,6 +94,8 @@ def make_trainer(
         parse_command_line_args=command_line,
         callbacks=callbacks,
     )
+    trainer.log_model_step = math.nan  # its plots and Griffin-Lim cost more than the steps
+    return trainer
 
 
 def run(config: Any, **more: Any) -> Trainer:
@@ -103,15 +103,6 @@ def run(config: Any, **more: Any) -> Trainer:
     trainer = make_trainer(config, **more)
     trainer._fit()
     return trainer
-
-
-@contextmanager
-def emptied(folder: Path) -> Iterator[Path]:
-    """``folder``, removed afterwards: a checkpoint of the full-size model takes 100 MB and more."""
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -153,10 +144,3 @@ def assert_finite(trainer: Trainer) -> None:
         for state in optimizer.state_dict()["state"].values():
             for name, value in state.items():
                 assert not isinstance(value, torch.Tensor) or torch.isfinite(value).all(), name
-
-
-def brain_keys() -> list[str]:
-    """Every key of the section."""
-    from tts_brain_coqui import BrainSection
-
-    return [f.name for f in dataclasses.fields(BrainSection)]

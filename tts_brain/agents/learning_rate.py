@@ -16,6 +16,8 @@ from tts_brain.types import GRAD_CLIP, GRAD_CLIP_OFF, KNOBS, LEARNING_RATE, Prop
 RAISE = 1.5
 LOWER = 0.7
 EASE = 0.85
+_SMALLEST_RAISE = 1.1
+_TOLERANCE = 1.05
 TIGHT_CLIP = 3.0
 _FALLS = -2.0
 _RISES = 3.0
@@ -38,7 +40,7 @@ class LearningRateAgent:
     name: ClassVar[str] = "learning_rate"
     owns: ClassVar[tuple[str, ...]] = (LEARNING_RATE, GRAD_CLIP)
 
-    def __init__(self, max_learning_rate: float = 5e-3) -> None:
+    def __init__(self, max_learning_rate: float = 2e-3) -> None:
         self._max_rate = max_learning_rate
         self._ceiling = math.inf
         self._ceiling_phase = 0
@@ -67,33 +69,48 @@ class LearningRateAgent:
         return Proposal(self.name, moves, reason, evidence)
 
     def _factor(self, context: TrainingContext, multiplier: float, z: float) -> tuple[float, str]:
+        rate = context.learning_rate * multiplier
+        if multiplier > 1.0 and rate > self._max_rate * _TOLERANCE:
+            return max(self._max_rate / rate, 1.0 / multiplier), f"the host's schedule carried the rate to {rate:.1e}"
         if z > _RISES:
             return LOWER, f"the loss rises (z {z:+.1f}): lower the rate"
         if context.grad_spikes > _SPIKY:
             return LOWER, f"{context.grad_spikes:.0%} of the gradient norms spike: lower the rate"
         stuck = self._flat >= _PLATEAU_DECISIONS
         if z < _FALLS or (stuck and context.phase.index < TrainingPhase.REFINEMENT.index):
-            blocked = self._why_not_higher(context, multiplier * RAISE)
+            blocked = self._why_not_higher(context)
             if blocked:
                 return 1.0, blocked
+            limit, name = self._limit()
+            factor = min(RAISE, limit / rate)
+            if factor < _SMALLEST_RAISE:
+                return 1.0, f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
             why = f"the loss falls steadily (z {z:+.1f})" if z < _FALLS else "nothing moves and nothing is aligned"
-            return RAISE, f"{why}, gradients calm: try a higher rate"
+            return factor, f"{why}, gradients calm: try a higher rate"
         if stuck:
             self._flat = 0
             return EASE, f"flat for {_PLATEAU_DECISIONS} decisions with an alignment in place: ease the rate"
         return 1.0, f"no clear direction (z {z:+.1f}): keep the rate"
 
-    def _why_not_higher(self, context: TrainingContext, multiplier: float) -> str | None:
-        rate = context.learning_rate * multiplier
+    def _limit(self) -> tuple[float, str]:
+        """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on."""
+        near = self._ceiling * _CEILING_SHARE
+        return (
+            (near, f"the rate that hurt, {self._ceiling:.1e},")
+            if near < self._max_rate
+            else (
+                self._max_rate,
+                "max_learning_rate",
+            )
+        )
+
+    def _why_not_higher(self, context: TrainingContext) -> str | None:
+        if not context.learning_rate > 0.0:
+            return "the host does not say its rate, or it is 0: no raise"
         if context.grad_spikes > _CALM:
             return f"{context.grad_spikes:.0%} of the gradient norms spike: no raise"
         if context.update_ratio > _MAX_UPDATE_RATIO:
             return f"weights already change by {context.update_ratio:.1%} per step: no raise"
-        if rate > self._max_rate:
-            return f"{rate:.1e} would pass max_learning_rate {self._max_rate:.1e}: no raise"
-        # The host's schedule may have moved since; the ceiling is kept as an effective rate.
-        if rate > self._ceiling * _CEILING_SHARE:
-            return f"{rate:.1e} is too near the rate that hurt ({self._ceiling:.1e}): no raise"
         return None
 
     def learn(self, moves: Mapping[str, tuple[float, float]], context: TrainingContext, *, kept: bool) -> None:

@@ -17,6 +17,10 @@ _ATTENTION_MEMORY = 0.5
 _TEXT_MEMORY = 0.95
 _SPIKE = 3.0
 _NAN = float("nan")
+# About what float32 can hold. A host that reports more is as lost as one that reports infinity, and sums and squares of
+# it would overflow all the way down.
+_LARGEST = 1e38
+_MOST_DROP = 1e6
 
 
 class ContextAnalyzer:
@@ -69,12 +73,13 @@ class ContextAnalyzer:
             self._append(name, observation.step, value)
         norm = observation.grad_norm
         if norm is not None:
-            self._append("grad_norm", observation.step, math.log(max(norm, 1e-12)) if math.isfinite(norm) else _NAN)
-        bad = observation.skipped or not all(math.isfinite(v) for v in observation.losses.values())
-        bad = bad or (norm is not None and not math.isfinite(norm))
+            self._append("grad_norm", observation.step, math.log(max(norm, 1e-12)) if _sane(norm) else _NAN)
+        bad = observation.skipped or not all(_sane(v) for v in observation.losses.values())
+        bad = bad or (norm is not None and not _sane(norm))
         self._nonfinite_run = self._nonfinite_run + 1 if bad else 0
         self._remember_scalars(observation)
-        if observation.attention is not None:
+        # One NaN in the running mean would stay there for good.
+        if observation.attention is not None and all(_sane(v) for v in astuple(observation.attention)):
             self._observe_attention(observation.step, observation.attention)
 
     def regime_changed(self) -> None:
@@ -123,16 +128,17 @@ class ContextAnalyzer:
         return loss.noise / max(abs(start - loss.level), loss.noise, 1e-12)
 
     def _append(self, name: str, step: int, value: float) -> None:
-        self._series.setdefault(name, deque(maxlen=self._history_size)).append((step, float(value)))
+        value = float(value) if _sane(value) else _NAN
+        self._series.setdefault(name, deque(maxlen=self._history_size)).append((step, value))
 
     def _remember_scalars(self, observation: Observation) -> None:
         for name in ("learning_rate", "update_ratio"):
             value = getattr(observation, name)
-            if value is not None and math.isfinite(value):
+            if value is not None and _sane(value):
                 self._scalars[name] = float(value)
-        if observation.text_length is not None:
+        new = observation.text_length
+        if new is not None and _sane(new):
             old = self._scalars["text_length"]
-            new = observation.text_length
             self._scalars["text_length"] = new if math.isnan(old) else _TEXT_MEMORY * old + (1 - _TEXT_MEMORY) * new
 
     def _observe_attention(self, step: int, report: AttentionReport) -> None:
@@ -148,8 +154,14 @@ class ContextAnalyzer:
         loss = self._trend(name)
         if self._first_level is None and loss.count >= 4:
             self._first_level = loss.level
-        drop = 0.0 if self._first_level is None else (self._first_level - loss.level) / max(loss.noise, 1e-12)
-        self.phases.update(smooth, loss.z, drop)
+        self.phases.update(smooth, loss.z, self._drop(loss))
+
+    def _drop(self, loss: Trend) -> float:
+        """How far the loss has come down, in units of its noise, in [0, _MOST_DROP]."""
+        if self._first_level is None or not self._first_level > loss.level:
+            return 0.0
+        fallen = self._first_level - loss.level
+        return fallen / loss.noise if fallen < _MOST_DROP * loss.noise else _MOST_DROP
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and strings."""
@@ -166,17 +178,22 @@ class ContextAnalyzer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``."""
-        attention = state["attention"]
+        attention, first_level = state["attention"], state["first_level"]
         if attention is not None and len(attention) != len(fields(AttentionReport)):
             raise ValueError("state of the attention report has another length; it is of another version")
+        scalars = {name: float(state["scalars"][name]) for name in self._scalars}
         self.phases.load_state_dict(state["phases"])
         self._series = {
             name: deque(((int(s), float(v)) for s, v in values), maxlen=self._history_size)
             for name, values in state["series"].items()
         }
-        self._attention = None if attention is None else AttentionReport(*attention)
+        self._attention = None if attention is None else AttentionReport(*(float(v) for v in attention))
         self._best_attention = float(state["best_attention"])
-        self._first_level = state["first_level"]
-        self._scalars = {k: float(v) for k, v in state["scalars"].items()}
+        self._first_level = None if first_level is None else float(first_level)
+        self._scalars = scalars
         self._nonfinite_run = int(state["nonfinite_run"])
         self._step = int(state["step"])
+
+
+def _sane(value: float) -> bool:
+    return abs(value) <= _LARGEST  # False for NaN

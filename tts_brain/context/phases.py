@@ -78,9 +78,12 @@ class PhaseClassifier:
             attention_diag: in [0, 1]; a value that is not finite changes nothing.
             loss_fall_z: ``z`` of the loss trend, negative when it falls.
             loss_drop: how far the loss has come down since the start, in units of its noise; 0 or more.
+
+        A loss feature that is not a number counts as 0.
         """
         if not np.isfinite(attention_diag):
             return
+        loss_fall_z, loss_drop = (0.0 if np.isnan(v) else v for v in (loss_fall_z, loss_drop))
         fall, drop = np.tanh(loss_fall_z / 4), np.log10(1.0 + max(loss_drop, 0.0))
         x = [phase_coordinate(attention_diag), float(fall), float(drop)]
         self._history.append(x)
@@ -104,12 +107,21 @@ class PhaseClassifier:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``."""
-        fit_on = [list(row) for row in state["fit_on"]]
-        mixture = _fit(fit_on)
-        self._history = deque(([*row] for row in state["history"]), maxlen=self._history.maxlen)
-        self._posterior = np.asarray(state["posterior"], dtype=np.float64)
-        self._seen = int(state["seen"])
+        posterior = np.asarray(state["posterior"], dtype=np.float64)
+        if posterior.shape != (4,) or not (np.all(posterior >= 0.0) and abs(posterior.sum() - 1.0) < 1e-6):
+            raise ValueError(f"phase posterior {state['posterior']} is not four probabilities that sum to 1")
+        history, fit_on = _rows(state["history"]), _rows(state["fit_on"])
+        mixture, seen = _fit(fit_on), int(state["seen"])
+        self._history = deque(history, maxlen=self._history.maxlen)
+        self._posterior, self._seen = posterior, seen
         self._fit_on, self._mixture = fit_on, mixture
+
+
+def _rows(rows: Any) -> list[list[float]]:
+    plain = [[float(v) for v in row] for row in rows]
+    if not all(len(row) == 3 and np.all(np.isfinite(row)) for row in plain):
+        raise ValueError("a feature row of the phase classifier is not three finite numbers")
+    return plain
 
 
 def _sticky_chain(stay: float) -> np.ndarray:

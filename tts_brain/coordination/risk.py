@@ -67,8 +67,14 @@ class RiskAssessor:
         return {"kept": dict(self._kept), "undone": dict(self._undone)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._kept = {k: float(v) for k, v in state["kept"].items()}
-        self._undone = {k: float(v) for k, v in state["undone"].items()}
+        self._kept, self._undone = _book(state["kept"]), _book(state["undone"])
+
+
+def _book(counts: Mapping[str, Any]) -> dict[str, float]:
+    book = {kind: float(count) for kind, count in counts.items()}
+    if not all(0.0 <= count < math.inf for count in book.values()):
+        raise ValueError(f"counts of moves {book} are not all 0 or more")
+    return book
 
 
 def _kind(name: str, old: float, new: float) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import fmean, median
+from dataclasses import asdict, dataclass, replace
+from statistics import median
 from typing import Any
 
 import numpy as np
 
-from tts_brain.context.trends import noise_level
-from tts_brain.types import TrainingContext
+from tts_brain.context.trends import noise_level, trend
+from tts_brain.types import KNOBS, TrainingContext
 
 _HARM_Z = 2.0
 _SPIKES_MORE = 0.2
 _ATTENTION_LOST = 0.1
 _LAST_BAD = 5
+_FEWEST = 4
+_RISING_Z = 3.0
+# Standard error of a median over that of a mean, under normal noise.
+_MEDIAN_ERROR = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +32,20 @@ class Trial:
         moves: knob name to (from, to).
         attention_diag: smoothed, at the move; NaN if not measured.
         grad_spikes: at the move.
+        loss_level: at the move; NaN when too little had been seen of the loss.
+        loss_slope: rise per step up to the move; 0 unless the loss was surely rising.
+        loss_noise: of one value, before the move.
+        loss_count: values that the level rests on.
     """
 
     step: int
     moves: Mapping[str, tuple[float, float]]
     attention_diag: float
     grad_spikes: float
+    loss_level: float = math.nan
+    loss_slope: float = 0.0
+    loss_noise: float = 0.0
+    loss_count: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,33 +74,50 @@ class FeedbackLoopManager:
         self._lost_since: int | None = None
         self.trial: Trial | None = None
 
-    def open(self, step: int, moves: Mapping[str, tuple[float, float]], context: TrainingContext) -> None:
-        """Start watching a move."""
-        attention = context.attention
-        self.trial = Trial(
-            step, dict(moves), math.nan if attention is None else attention.attention_diag, context.grad_spikes
-        )
+    def open(
+        self,
+        step: int,
+        moves: Mapping[str, tuple[float, float]],
+        context: TrainingContext,
+        series: Sequence[tuple[int, float]],
+    ) -> None:
+        """Start watching a move; the loss ``series`` (step, value) says from what level.
+
+        The level is that of the newest quarter, not of all the steps before, whose mean is too low a bar after a rise
+        and too high a one after a fall. It is kept here, as the history may have forgotten it when it is time to judge.
+        """
+        before = [(s, v) for s, v in series if step - self._trial_steps < s <= step and math.isfinite(v)]
+        attention = math.nan if context.attention is None else context.attention.attention_diag
+        self.trial = Trial(step, dict(moves), attention, context.grad_spikes)
+        if len(before) >= _FEWEST:
+            values = [v for _, v in before]
+            newest = values[-max(_FEWEST + 1, len(values) // 4) :]
+            course = trend([s for s, _ in before], values)
+            self.trial = replace(
+                self.trial,
+                loss_level=median(newest),
+                loss_slope=course.slope if course.z > _RISING_Z else 0.0,
+                loss_noise=course.noise,
+                loss_count=len(newest),
+            )
 
     def judge(self, context: TrainingContext, series: Sequence[tuple[int, float]]) -> Judgement:
         """Judge the open trial on the loss ``series`` (step, value) and the context.
 
-        Harm is a mean loss after the move above that before it by more than two standard errors, clearly more
+        Harm is a median loss after the move above the level at it by more than two standard errors, clearly more
         gradient spikes, or a clear loss of alignment. Training should make a loss fall, so "no better" within the
-        noise is kept and the trend decides later.
+        noise is kept and the trend decides later. A mean would let one spike decide. A loss that was rising may go on
+        as it was: else the lowered rate that has not yet stopped a divergence would be taken back.
         """
         trial = self.trial
         if trial is None:
             return Judgement(None, "no move under observation", {})
-        before = [v for s, v in series if trial.step - self._trial_steps < s <= trial.step and math.isfinite(v)]
-        after = [v for s, v in series if s > trial.step and math.isfinite(v)]
-        if context.step - trial.step < self._trial_steps or len(before) < 4 or len(after) < 4:
+        after = [(s, v) for s, v in series if s > trial.step and math.isfinite(v)]
+        # Without a level at the move (the losses had just begun anew) only gradients and attention can be judged.
+        blind = math.isnan(trial.loss_level)
+        if context.step - trial.step < self._trial_steps or (len(after) < _FEWEST and not blind):
             return Judgement(None, "too early to judge the last move", {})
-        # The first half of the window is the transient.
-        settled = after[len(after) // 2 :]
-        noise = max(noise_level(np.asarray(before)), noise_level(np.asarray(after)))
-        error = noise * math.sqrt(1.0 / len(before) + 1.0 / len(settled))
-        rise = fmean(settled) - fmean(before)
-        z = rise / error if error > 0 else math.copysign(100.0, rise) if rise else 0.0
+        z = math.nan if blind else _rise_z(trial, after)
         evidence = {"loss_change_z": z, "spikes_before": trial.grad_spikes, "spikes_after": context.grad_spikes}
         if z > _HARM_Z:
             return Judgement(False, f"the loss is higher after the move than before (z {z:+.1f})", evidence)
@@ -98,7 +127,8 @@ class FeedbackLoopManager:
         evidence |= {"attention_before": trial.attention_diag, "attention_after": now}
         if trial.attention_diag - now > _ATTENTION_LOST:
             return Judgement(False, f"attention_diag fell {trial.attention_diag:.2f} → {now:.2f}", evidence)
-        return Judgement(True, f"the loss after the move is no higher (z {z:+.1f})", evidence)
+        seen = "the losses began anew" if blind else f"the loss after the move is no higher (z {z:+.1f})"
+        return Judgement(True, f"{seen}, gradients and attention are no worse", evidence)
 
     def close(self) -> None:
         """Stop watching."""
@@ -141,10 +171,41 @@ class FeedbackLoopManager:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        trial = state["trial"]
-        if trial is not None:
-            moves = {k: (float(a), float(b)) for k, (a, b) in trial["moves"].items()}
-            trial = Trial(int(trial["step"]), moves, float(trial["attention_diag"]), float(trial["grad_spikes"]))
+        trial, lost_since = state["trial"], state["lost_since"]
+        trial = None if trial is None else _trial_from(trial)
         self._best_level = float(state["best_level"])
-        self._lost_since = state["lost_since"]
+        self._lost_since = None if lost_since is None else int(lost_since)
         self.trial = trial
+
+
+def _rise_z(trial: Trial, after: Sequence[tuple[int, float]]) -> float:
+    """Rise of the loss since the move, beyond the way it was going, in standard errors."""
+    beyond = [v - trial.loss_slope * (s - trial.step) for s, v in after]
+    # The first half of the window is the transient.
+    settled = beyond[len(beyond) // 2 :]
+    noise = max(trial.loss_noise, noise_level(np.asarray([v for _, v in after])))
+    error = _MEDIAN_ERROR * noise * math.sqrt(1.0 / trial.loss_count + 1.0 / len(settled))
+    rise = median(settled) - trial.loss_level
+    if error > 0:
+        return rise / error
+    return math.copysign(100.0, rise) if rise else 0.0
+
+
+def _trial_from(state: Mapping[str, Any]) -> Trial:
+    moves = {name: (float(old), float(new)) for name, (old, new) in state["moves"].items()}
+    for name, pair in moves.items():
+        if name not in KNOBS or not all(0.0 < v < math.inf for v in pair):
+            raise ValueError(f"move of {name!r} on trial is {pair}; no such knob, or not positive")
+    trial = Trial(
+        step=int(state["step"]),
+        moves=moves,
+        attention_diag=float(state["attention_diag"]),
+        grad_spikes=float(state["grad_spikes"]),
+        loss_level=float(state["loss_level"]),
+        loss_slope=float(state["loss_slope"]),
+        loss_noise=float(state["loss_noise"]),
+        loss_count=int(state["loss_count"]),
+    )
+    if trial.loss_count < 1 and math.isfinite(trial.loss_level):
+        raise ValueError("the move on trial has a loss level that rests on no values")
+    return trial

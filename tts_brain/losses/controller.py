@@ -48,10 +48,11 @@ class AdaptiveLossController:
         return self._errors
 
     def observe(self, stop: StopTokenCounts) -> None:
-        """Take in the stop token's errors; counts that are not finite are left out."""
+        """Take in the stop token's errors; counts that are not finite are left out, others brought into [0, 1]."""
         new = (stop.false_positive, stop.false_negative)
         if not all(math.isfinite(v) for v in new):
             return
+        new = (min(max(new[0], 0.0), 1.0), min(max(new[1], 0.0), 1.0))
         old = new if self._errors is None else self._errors
         rate = self.adaptation_rate
         self._errors = (old[0] + rate * (new[0] - old[0]), old[1] + rate * (new[1] - old[1]))
@@ -77,7 +78,11 @@ class AdaptiveLossController:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Inverse of ``state_dict``."""
         errors = state["errors"]
-        self._errors = None if errors is None else (float(errors[0]), float(errors[1]))
+        if errors is not None:
+            errors = (float(errors[0]), float(errors[1]))
+            if not all(0.0 <= v <= 1.0 for v in errors):
+                raise ValueError(f"errors of the stop token {errors} are not shares in [0, 1]")
+        self._errors = errors
 
 
 def _expected(values: Sequence[float], posterior: Sequence[float]) -> float:

@@ -27,10 +27,11 @@ def soft_counts(logits: Tensor, target: Tensor, mask: Tensor) -> tuple[Tensor, T
     keep = mask.bool()
     # where, not a product: a NaN logit in the padding must not leak through 0 * NaN.
     logit = torch.where(keep, logits.float(), logits.new_zeros((), dtype=torch.float32))
-    probability = torch.sigmoid(logit) * keep
-    truth = target.float() * keep
+    truth = torch.where(keep, target.float(), 0.0)
+    probability = torch.sigmoid(logit)
+    # Three sums of products, no differences of sums: those go a little below 0.
     true_positive = (probability * truth).sum()
-    return true_positive, probability.sum() - true_positive, truth.sum() - true_positive
+    return true_positive, (probability * (keep.float() - truth)).sum(), ((1.0 - probability) * truth).sum()
 
 
 def tversky_loss(
@@ -50,5 +51,5 @@ def tversky_coefficients(false_positive: float, false_negative: float, a: float,
     With no errors at all both lie half-way, ``A + B / 2``. They always sum to ``2 A + B``.
     """
     errors = false_positive + false_negative
-    share = 0.5 if not errors > 0.0 else false_positive / errors
+    share = false_positive / errors if errors > 0.0 else 0.5
     return a + b * share, a + b * (1.0 - share)

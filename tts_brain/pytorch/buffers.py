@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class BufferGuard:
-    """Keeps the last finite floating-point buffers of a model.
+    """Keeps the last finite value of each floating-point buffer of a model.
 
     Args:
         model: its buffers are read and, when poisoned, written in place.
@@ -22,10 +22,17 @@ class BufferGuard:
         self.keep()
 
     def keep(self) -> None:
-        """Copy all buffers if they are finite; call once per decision (one device sync, a few kilobytes)."""
+        """Copy the buffers that are finite; call once per decision (one device sync, a few kilobytes).
+
+        Each on its own: a mask that is minus infinity by design must not stop the others from being kept.
+        """
         buffers = self._floating()
-        if buffers and bool(_all_finite(list(buffers.values()))):
-            self._kept = {name: buffer.detach().clone() for name, buffer in buffers.items()}
+        if not buffers:
+            return
+        finite = torch.stack([torch.isfinite(b).all() for b in buffers.values()]).tolist()
+        for (name, buffer), good in zip(buffers.items(), finite, strict=True):
+            if good:
+                self._kept[name] = buffer.detach().clone()
 
     def heal(self) -> list[str]:
         """Put back the kept values of buffers that are not finite any more; returns their names."""
@@ -38,7 +45,3 @@ class BufferGuard:
 
     def _floating(self) -> dict[str, Tensor]:
         return {name: b for name, b in self._model.named_buffers() if b.is_floating_point()}
-
-
-def _all_finite(tensors: list[Tensor]) -> Tensor:
-    return torch.stack([torch.isfinite(t).all() for t in tensors]).all()

@@ -85,6 +85,7 @@ class OptimizerTap:
             if self._watch:
                 self._before = [(p, p.detach().clone()) for p in self._watched()]
         except Exception as error:
+            self._put_rates_back()
             self._on_fault(error)
 
     def _post(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

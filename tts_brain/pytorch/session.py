@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from tts_brain.pytorch.buffers import BufferGuard
 from tts_brain.pytorch.capture import measure_some
 from tts_brain.pytorch.optimizer import OptimizerTap
 from tts_brain.report.terminal import one_decision
-from tts_brain.statefile import StateFileError, load_state, save_state
+from tts_brain.statefile import load_state, save_state
 from tts_brain.types import (
     GRAD_CLIP,
     GRAD_CLIP_OFF,
@@ -58,6 +58,7 @@ class _Step:
     sums: dict[str, float]
     batches: int = 0
     attention: Tensor | None = None
+    healed: list[str] = field(default_factory=list)
 
 
 class BrainSession:
@@ -115,8 +116,10 @@ class BrainSession:
             folder=folder / "snapshots" if config.snapshot_place == "disk" else None,
         )
         self._snapshot_refused = False
+        self._regime: dict[str, int] | None = None
         self._started = False
         self._resumed = False
+        self._faulted = False
 
     @property
     def knobs(self) -> Mapping[str, float]:
@@ -141,6 +144,7 @@ class BrainSession:
         if not self.active:
             return
         self.active = False
+        self._faulted = True
         for tap in self._taps:
             tap.release()
         text = "".join(traceback.format_exception(error))
@@ -157,6 +161,28 @@ class BrainSession:
     def see_stop_token(self, true_positive: Tensor, false_positive: Tensor, false_negative: Tensor) -> None:
         """Show the stop token's soft counts of one batch; kept on the device until the next decision."""
         self._stop.add(true_positive, false_positive, false_negative)
+
+    def see_regime(self, regime: Mapping[str, int]) -> None:
+        """Show what the host's losses mean at the step to come; when that changed, baselines start anew.
+
+        Args:
+            regime: whole numbers by name, such as the reduction factor. The first ones seen are the start, and a
+                resume goes on with those of the sidecar.
+        """
+        before, self._regime = self._regime, dict(regime)
+        if not self.active or before is None or before == self._regime:
+            return
+        self.manager.regime_changed()
+        changed = [f"{name} {before.get(name)} → {value}" for name, value in regime.items() if before.get(name) != value]
+        self._event("regime_changed", ", ".join(changed))
+
+    def heal(self) -> list[str]:
+        """Put back running statistics that a NaN batch has poisoned; also before a host writes a checkpoint.
+
+        Returns:
+            Their names; empty when all were finite, and always in a mode that touches nothing.
+        """
+        return self._buffers.heal() if self._buffers is not None and self.active else []
 
     def after_batch(
         self,
@@ -176,6 +202,9 @@ class BrainSession:
         for name, value in losses.items():
             self._seen.sums[name] = self._seen.sums.get(name, 0.0) + value
         self._seen.batches += 1
+        # Not left to the optimizer step: a gradient scaler (fp16) leaves that out after a NaN batch.
+        if not math.isfinite(losses["total"]):
+            self._seen.healed += self.heal()
         tap = self._taps[0]
         if tap.steps == self._steps_seen:
             return None
@@ -195,12 +224,12 @@ class BrainSession:
             text_length=text_length,
             skipped=skipped,
         )
-        return self._observe(observation)
+        return self._observe(observation, seen.healed)
 
-    def _observe(self, observation: Observation) -> Decision | None:
+    def _observe(self, observation: Observation, healed: list[str]) -> Decision | None:
         self.manager.observe(observation)
         if observation.skipped:
-            healed = self._buffers.heal() if self._buffers is not None else []
+            healed = list(dict.fromkeys(healed + self.heal()))
             also = f"; running statistics put back: {', '.join(healed)}" if healed else ""
             self._event("skipped_gradient", f"a non-finite gradient was kept from the weights{also}")
         due = self.manager.due(self.step)
@@ -262,8 +291,10 @@ class BrainSession:
         self._event("rollback", message, restored=restored)
 
     def save(self, path: Path) -> None:
-        """Write the sidecar for a checkpoint of the host, atomically."""
-        state = {"step": self.step, "manager": self.manager.state_dict()}
+        """Write the sidecar for a checkpoint of the host, atomically; none after a fault, which left the state unsure."""
+        if self._faulted:
+            return
+        state = {"step": self.step, "regime": self._regime, "manager": self.manager.state_dict()}
         save_state(path, state, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
 
     def load(self, path: Path) -> bool:
@@ -274,13 +305,14 @@ class BrainSession:
         """
         try:
             state = load_state(path, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
+            step, regime = int(state["step"]), state["regime"]
             self.manager.load_state_dict(state["manager"])
-            self.step = int(state["step"])
-        except (StateFileError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             log.error("[brain] cannot go on from the earlier run, the brain starts afresh: %s", error)
             self._start()
             self._event("resume_failed", str(error))
             return False
+        self.step, self._regime = step, regime
         self._snapshots.drop_after(self.step)
         self._resumed = True
         self._turn_taps()
@@ -295,11 +327,6 @@ class BrainSession:
             self.journal.write("end", {"step": self.step, "message": message})
         self.journal.close()
         self.active = False
-
-    def regime_changed(self, message: str) -> None:
-        """The host changed what its losses mean; baselines start anew."""
-        self.manager.regime_changed()
-        self._event("regime_changed", message)
 
     def _start(self) -> None:
         if self._started:

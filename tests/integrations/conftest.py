@@ -1,0 +1,37 @@
+"""Fixtures of the tests with real hosts. They skip as a whole where Coqui or espeak-ng is not installed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums in one order: bit-identical can be asked for."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty short clips of espeak-ng; the runs take the shortest."""
+    pytest.importorskip("espeakng_loader", reason="the speech for these tests is made by espeakng_loader")
+    from tts_brain_coqui.espeak_corpus import make_corpus
+
+    return make_corpus(tmp_path_factory.mktemp("corpus") / "espeak", clips=40)
+
+
+@pytest.fixture(scope="module")
+def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for runs that several tests look at; removed afterwards, as checkpoints are large."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("runs")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
