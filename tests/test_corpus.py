@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from tts_brain_coqui.corpus import CorpusError, ljspeech_any, load_ljspeech, register
 
 KATHLEEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "kathleen-en-us"

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from tts_brain_coqui import espeak_corpus
 from tts_brain_coqui.espeak_corpus import SAMPLE_RATE_HZ, default_cache, make_corpus
 from tts_brain_coqui.espeak_sentences import sentences

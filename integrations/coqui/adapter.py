@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from trainer import Trainer
 from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
-from tts_brain_coqui.criterion import CriterionTap
 
 from tts_brain.config import BrainConfig
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import GATE_WEIGHT, GUIDED_SIGMA, KNOBS, TVERSKY_ALPHA, TVERSKY_BETA, Capabilities
+from tts_brain_coqui.criterion import CriterionTap
 
 log = logging.getLogger("tts_brain")
 

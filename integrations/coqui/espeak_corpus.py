@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from tts_brain_coqui.espeak_sentences import sentences
 
 SAMPLE_RATE_HZ = 22050

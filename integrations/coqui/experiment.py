@@ -31,6 +31,7 @@ from trainer import Trainer, TrainerArgs
 from TTS.config.shared_configs import BaseAudioConfig, BaseDatasetConfig
 from TTS.tts.datasets import load_tts_samples
 from TTS.tts.models.tacotron2 import Tacotron2
+
 from tts_brain_coqui.config import install
 from tts_brain_coqui.corpus import register
 from tts_brain_coqui.probe import Probe
@@ -100,6 +101,14 @@ class ArmRun:
 
     def run(self) -> None:
         """Train, measure, write."""
+        trainer = self.build()
+        self._watch(trainer)
+        self._measure(trainer.model, 0)
+        trainer._fit()
+        self._finish(trainer.model)
+
+    def build(self) -> Trainer:
+        """The trainer, ready to fit, with the brain on it when the arm has one."""
         arm = self.arm
         register()
         install()
@@ -120,10 +129,7 @@ class ArmRun:
             parse_command_line_args=False,
         )
         self.probe = Probe(_held_out_batch(trainer, model, config, held_out))
-        self._watch(trainer)
-        self._measure(model, 0)
-        trainer._fit()
-        self._finish(model)
+        return trainer
 
     def _watch(self, trainer: Trainer) -> None:
         """Write each step's raw losses; outermost, so that the seconds hold all that the brain costs."""

@@ -13,10 +13,10 @@ from TTS.config.shared_configs import BaseAudioConfig, BaseDatasetConfig
 from TTS.tts.datasets import load_tts_samples
 from TTS.tts.models.tacotron import Tacotron
 from TTS.tts.models.tacotron2 import Tacotron2
-from tts_brain_coqui import Tacotron2Config, TacotronConfig
-from tts_brain_coqui.corpus import ljspeech_any
 
 from tts_brain.journal import read_journal
+from tts_brain_coqui import Tacotron2Config, TacotronConfig
+from tts_brain_coqui.corpus import ljspeech_any
 
 BATCH = 2
 STEPS_AN_EPOCH = 6

@@ -1,0 +1,95 @@
+"""Every kind of Tacotron that Coqui trains runs a few steps under the brain without a fault."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("TTS", reason="Coqui is not installed: pip install 'tts-brain[coqui]'")
+
+from coqui_run import assert_finite, events, make_config, make_trainer, quick, records, run
+from TTS.tts.configs.shared_configs import CapacitronVAEConfig
+
+KINDS: dict[str, dict[str, Any]] = {
+    "tacotron": {"model": "tacotron"},
+    "tacotron without stopnet": {"model": "tacotron", "stopnet": False},
+    "tacotron, separate decoder back": {"model": "tacotron", "bidirectional_decoder": True},
+    "tacotron2 original": {"attention_type": "original"},
+    "tacotron2 dynamic convolution": {"attention_type": "dynamic_convolution"},
+    "tacotron2 graves": {"attention_type": "graves", "attention_heads": 5},
+    "tacotron2 double decoder": {"double_decoder_consistency": True, "ddc_r": 14},
+    "tacotron2 bf16": {"mixed_precision": True, "precision": "bf16"},
+    "tacotron2 no guide, no masks": {"ga_alpha": 0.0, "loss_masking": False},
+}
+
+
+def assert_watched(trainer: Any, steps: int) -> None:
+    """No event of any kind, each step seen with finite losses and a measured attention, two decisions taken."""
+    assert not records(trainer, "event")
+    observed = records(trainer, "observation")
+    assert [o["step"] for o in observed] == list(range(1, steps + 1))
+    for observation in observed:
+        assert all(math.isfinite(value) for value in observation["losses"].values())
+        assert 0.0 <= observation["attention"]["attention_diag"] <= 1.0
+        assert observation["grad_norm"] > 0
+    assert [d["step"] for d in records(trainer, "decision")] == list(range(1, steps + 1))
+    assert_finite(trainer)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs(kind: str, corpus: Path, tmp_path: Path) -> None:
+    config = make_config(corpus, tmp_path, brain=quick(decide_every=1), **KINDS[kind])
+    trainer = run(config, steps=2)
+    assert_watched(trainer, 2)
+    assert trainer.brain.session.active is False  # closed at the end
+    stop = [o["stop"] is not None for o in records(trainer, "observation")]
+    assert stop == [config.stopnet] * 2
+    assert ("gate_weight" in trainer.brain.session.manager.knobs) is config.stopnet
+
+
+def test_gradual_training_starts_the_trends_anew(corpus: Path, tmp_path: Path) -> None:
+    config = make_config(
+        corpus,
+        tmp_path,
+        r=14,
+        gradual_training=[[0, 14, 2], [2, 7, 2]],
+        epochs=2,
+        brain=quick(decide_every=1),
+    )
+    trainer = run(config, steps=2)
+    assert trainer.model.decoder.r == 7
+    (event,) = records(trainer, "event")
+    assert (event["event"], event["step"]) == ("regime_changed", 2)
+    assert event["message"] == "reduction factor 14 → 7"
+    assert [o["step"] for o in records(trainer, "observation")] == [1, 2, 3, 4]
+
+
+def test_a_schedule_that_starts_at_once_is_no_change(corpus: Path, tmp_path: Path) -> None:
+    """The host reads its schedule only when the first epoch starts, after the brain was attached."""
+    config = make_config(corpus, tmp_path, model="tacotron", gradual_training=[[0, 7, 3]], brain=quick())
+    trainer = run(config, steps=1)
+    assert trainer.config.batch_size == 3
+    assert [r["kind"] for r in records(trainer)][0] == "start"
+    assert not events(trainer, "regime_changed")
+
+
+def test_capacitron_is_observed_only(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {
+        "use_capacitron_vae": True,
+        "capacitron_vae": CapacitronVAEConfig(capacitron_VAE_embedding_dim=16),
+        "optimizer": "CapacitronOptimizer",
+        "optimizer_params": {"RAdam": {"betas": [0.9, 0.998], "weight_decay": 1e-6}, "SGD": {"lr": 1e-5}},
+        "grad_clip": 0.0,
+    }
+    try:
+        run(make_config(corpus, tmp_path / "host", **settings), steps=1)
+    except Exception as error:
+        pytest.skip(f"plain Coqui cannot train Capacitron here: {type(error).__name__}: {error}")
+    trainer = make_trainer(make_config(corpus, tmp_path / "ours", brain=quick(decide_every=1), **settings), steps=2)
+    assert "mode 'observe' instead of 'full'" in caplog.text
+    trainer._fit()
+    assert records(trainer, "start")[0]["mode"] == "observe"
+    assert [o["step"] for o in records(trainer, "observation")] == [1, 2]
+    assert not records(trainer, "event")
+    assert not any(d["applied"] for d in records(trainer, "decision"))
