@@ -12,9 +12,7 @@ positive = st.floats(1e-3, 1e3)
 
 
 def controller() -> AdaptiveLossController:
-    return AdaptiveLossController(
-        initial_guided_weight=4.5, tversky_A=0.3, tversky_B=0.4, adaptation_rate=0.1
-    )
+    return AdaptiveLossController(initial_guided_weight=4.5, tversky_A=0.3, tversky_B=0.4, adaptation_rate=0.1)
 
 
 @pytest.mark.parametrize("phase", range(4))

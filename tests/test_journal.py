@@ -120,7 +120,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None
 def test_the_journal_is_found_under_a_run_folder(tmp_path: Path) -> None:
     path = write(tmp_path / "run" / "brain", start(0))
     assert find_journal(tmp_path) == path == find_journal(path)
-    with pytest.raises(FileNotFoundError, match="no journal.jsonl in .*nothing"):
+    with pytest.raises(FileNotFoundError, match=r"no journal\.jsonl in .*nothing"):
         list(read_journal(tmp_path / "nothing"))
 
 

@@ -42,7 +42,7 @@ def test_the_limits_lie_at_whole_numbers_of_the_coordinate(attention_diag: float
     assert [phase_coordinate(v) for v in (0.0, *PHASE_LIMITS, 1.0)] == [0, 1, 2, 3, 4]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.sampled_from(MIDDLES), min_size=1, max_size=4),
     st.floats(-100, 100),
@@ -56,7 +56,7 @@ def test_in_the_middle_of_a_phase_it_says_what_the_bare_limits_say(path: list, f
         assert classifier.certainty > 0.5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 10**6))
 def test_loss_features_that_swing_do_not_overrule_the_attention(seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def test_loss_features_that_swing_do_not_overrule_the_attention(seed: int) -> No
 @pytest.mark.parametrize("limit", PHASE_LIMITS)
 def test_near_a_limit_it_switches_at_most_half_as_often_as_the_bare_limits(limit: float) -> None:
     bare = ours = 0
-    for seed in range(8):
+    for seed in range(5):
         trace = hovering(limit, seed)
         bare += switches([TrainingPhase.from_attention_diag(v) for v in trace])
         ours += switches(follow(trace))
@@ -93,7 +93,9 @@ def test_on_a_rise_it_passes_the_phases_in_order_and_lags_little(seed: int) -> N
 
 @settings(max_examples=50, deadline=None)
 @given(
-    st.lists(st.tuples(st.floats(), st.floats(-100, 100) | st.just(float("nan")), st.floats(0) | st.just(float("nan")))),
+    st.lists(
+        st.tuples(st.floats(), st.floats(-100, 100) | st.just(float("nan")), st.floats(0) | st.just(float("nan")))
+    ),
     st.floats(0.25, 0.999),
 )
 def test_the_posterior_is_one_whatever_comes(measurements: list, stickiness: float) -> None:
@@ -114,7 +116,7 @@ def test_a_value_that_is_not_finite_changes_nothing() -> None:
     assert classifier.state_dict() == before
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.integers(0, 90), st.integers(0, 1000))
 def test_a_saved_state_continues_alike(cut: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from scipy.stats import theilslopes
 
 from tts_brain.context.trends import Z_LIMIT, noise_level, trend
 
@@ -26,6 +27,11 @@ def test_shift_and_scale_leave_z_and_carry_the_rest(values: list[float], scale: 
     assert now.level == pytest.approx(scale * (was.level + shift), rel=1e-6, abs=unit)
     if was.noise > 0 and was.slope != 0:
         assert now.z == pytest.approx(was.z, rel=1e-4, abs=1e-4)
+
+
+@given(series)
+def test_the_slope_is_theil_and_sens(values: list[float]) -> None:
+    assert of(values).slope == theilslopes(values, range(len(values))).slope
 
 
 @given(series)

@@ -26,7 +26,9 @@ def knobs(draw) -> Knob:
     return Knob("k", "unit", neutral, low, max(high, low * 1.001), draw(st.floats(1.001, 1e3)))
 
 
-@given(knob=knobs() | st.sampled_from(sorted(KNOBS.values(), key=lambda k: k.name)), current=any_float, wanted=any_float)
+@given(
+    knob=knobs() | st.sampled_from(sorted(KNOBS.values(), key=lambda k: k.name)), current=any_float, wanted=any_float
+)
 def test_limit_stays_in_bounds_and_within_the_ratio(knob: Knob, current: float, wanted: float) -> None:
     value = knob.limit(current, wanted)
     assert knob.low <= value <= knob.high

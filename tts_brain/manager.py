@@ -200,6 +200,7 @@ class ContextAwareTrainingManager:
         moved = _moved(self.knobs, after)
         if not moved:
             return self._hold(context, vetoed + "; ".join(p.reason for p in proposals), proposals, evidence)
+        after = {name: after[name] if name in moved else old for name, old in self.knobs.items()}
         movers = [p.reason for p in proposals if set(p.moves) & set(moved)]
         decision = self._decision(context, Verdict.ACCEPT, vetoed + "; ".join(movers), proposals, after, evidence)
         bold = {n: (self.knobs[n], after[n]) for n in moved if abs(math.log(after[n] / self.knobs[n])) > _BOLD_MOVE}
@@ -263,6 +264,8 @@ class ContextAwareTrainingManager:
             restored: False when there was no snapshot.
             trial: the bold move that was on trial when the run broke; it takes the blame.
         """
+        # A snapshot taken between two rollbacks holds the rate that the first one lowered.
+        lower_by = max(count - self._rollbacks_in_a_row, 1)
         self._rollbacks_in_a_row = count
         self._healthy_since = failed_at
         self._cooldown_until = failed_at + self.config.cooldown_steps
@@ -273,7 +276,7 @@ class ContextAwareTrainingManager:
             self._learn(trial.moves, self.context(), kept=False)
         if LEARNING_RATE in self.knobs and restored:
             knob = KNOBS[LEARNING_RATE]
-            wanted = self.knobs[LEARNING_RATE] * self.config.rollback_rate_factor**count
+            wanted = self.knobs[LEARNING_RATE] * self.config.rollback_rate_factor**lower_by
             self.knobs[LEARNING_RATE] = min(max(wanted, knob.low), knob.high)
 
     def _learn(self, moves: Mapping[str, tuple[float, float]], context: TrainingContext, *, kept: bool) -> None:
@@ -321,6 +324,8 @@ class ContextAwareTrainingManager:
         knobs = {name: float(state["knobs"].get(name, value)) for name, value in self.knobs.items()}
         if not all(math.isfinite(v) for v in knobs.values()):
             raise ValueError(f"knob values {knobs} are not all finite")
+        if not isinstance(state["gave_up"], bool):
+            raise ValueError(f"gave_up={state['gave_up']!r} is neither true nor false")
         self.analyzer.load_state_dict(state["analyzer"])
         self.losses.load_state_dict(state["controller"])
         for agent in self.agents:
@@ -331,7 +336,7 @@ class ContextAwareTrainingManager:
         self._healthy_since = int(state["healthy_since"])
         self._cooldown_until = int(state["cooldown_until"])
         self._last_decision = int(state["last_decision"])
-        self._gave_up = bool(state["gave_up"])
+        self._gave_up = state["gave_up"]
         self.knobs = {name: KNOBS[name].limit(value, value) for name, value in knobs.items()}
 
 

@@ -175,6 +175,7 @@ class CoquiAdapter:
             grad_norm=norm if norm > 0.0 else None,
             learning_rate=_number(losses.get("current_lr", math.nan)),
             text_length=self._text_length,
+            ends_step="grad_norm" in losses,
         )
 
     def _show_dashboard(self, step: int, values: Mapping[str, float]) -> None:

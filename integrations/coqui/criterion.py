@@ -6,6 +6,7 @@ neutral it is the same tensor.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from inspect import signature
@@ -69,10 +70,16 @@ class CriterionTap:
         if not torch.is_grad_enabled():
             return self._host_forward(*args, **kwargs)
         knobs = self._session.knobs
-        with self._guided(knobs):
-            losses = self._host_forward(*args, **kwargs)
+        inputs = self._signature.bind(*args, **kwargs).arguments
+        try:
+            with self._guided(knobs):
+                losses = self._host_forward(*args, **kwargs)
+        except AssertionError:
+            # Coqui's SSIM asserts that spectrograms lie in 0 to 1, and NaN does not: one bad clip would end the run.
+            if not knobs or _all_finite(inputs):
+                raise
+            return self._not_finite(inputs)
         with self._session.fence():
-            inputs = self._signature.bind(*args, **kwargs).arguments
             self.host_total = self._as_host(losses, knobs)
             if self._session.wants_attention:
                 self._session.see_attention(inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"])
@@ -82,6 +89,13 @@ class CriterionTap:
             if knobs:
                 losses["loss"] = self._shaped(losses, inputs, knobs, counts)
         return losses
+
+    def _not_finite(self, inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+        """NaN for what the host could not compute; the gradient is NaN too, and kept from the weights."""
+        loss = inputs["postnet_output"].sum() * math.nan
+        self.host_total = loss.detach()
+        names = ("decoder_loss", "postnet_loss", "stopnet_loss", *(["ga_loss"] if self._host_guides else []))
+        return {"loss": loss, **dict.fromkeys(names, self.host_total)}
 
     @contextmanager
     def _guided(self, knobs: Mapping[str, float]) -> Iterator[None]:
@@ -139,3 +153,9 @@ class CriterionTap:
             tversky = tversky_loss(*counts, knobs[TVERSKY_ALPHA], knobs[TVERSKY_BETA])
             extra = extra + gate * self._tversky_weight * tversky
         return extra
+
+
+def _all_finite(inputs: Mapping[str, Any]) -> bool:
+    return all(
+        bool(torch.isfinite(v).all()) for v in inputs.values() if isinstance(v, Tensor) and v.is_floating_point()
+    )

@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (CorpusError, OSError, ImportError, RuntimeError) as error:
         print(f"tts-brain demo: {error}", file=sys.stderr)
         return 2
-    arms = _arms(args, data)
+    arms = _arms(args, data, len(load_ljspeech(data)))
     started = time.monotonic()
     stopped = _train(arms, out, args.jobs, console)
     minutes = (time.monotonic() - started) / 60
@@ -101,13 +101,14 @@ def _output(folder: Path) -> Path:
     return folder
 
 
-def _arms(args: argparse.Namespace, data: Path) -> dict[str, dict[str, Any]]:
+def _arms(args: argparse.Namespace, data: Path, clips: int) -> dict[str, dict[str, Any]]:
     common = {
         "data": str(data.resolve()),
         "steps": args.steps,
         "seed": args.seed,
         "batch_size": args.batch_size,
         "reduction_factor": args.reduction_factor,
+        "held_out": max(2, min(12, clips // 8)),
         "measure_every": max(5, args.steps // 12 // 5 * 5),
         "config": {} if args.host_schedule else {"lr": 1e-3, "lr_scheduler": None},
     }

@@ -42,7 +42,7 @@ def summarise(folder: Path) -> dict[str, Any]:
         **{k: last.get(k, nan) for k in ("diagonality", "focus", "coverage")},
         "aligned_at": _first_aligned(held_out),
         "grad_stability": float(norms.std()) if len(norms) > 1 else nan,
-        "speaks": json.loads(done.read_text(encoding="utf-8"))["speaks"] if done.exists() else nan,
+        "speaks": json.loads(done.read_text(encoding="utf-8"))["speaks"] if done.exists() else "not measured",
         "seconds_per_step": float(np.median([r["seconds"] for r in train])) if train else nan,
     }
 

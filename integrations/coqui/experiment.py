@@ -17,10 +17,12 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,7 @@ from tts_brain_coqui.corpus import register
 from tts_brain_coqui.probe import Probe
 
 PICTURED_CLIPS = 2
+_BUCKET_BATCHES = 8
 
 
 @dataclass
@@ -70,9 +73,9 @@ class FixedOrder:
     """A loader of exactly ``steps`` batches whose order depends on the seed alone, not on what the model draws."""
 
     def __init__(self, dataset: Any, batch_size: int, steps: int, seed: int) -> None:
-        self._loader = DataLoader(
-            dataset, batch_sampler=list(_batches(len(dataset), batch_size, steps, seed)), collate_fn=dataset.collate_fn
-        )
+        lengths = [sample["audio_length"] for sample in dataset.samples]
+        batches = list(islice(_batches(lengths, batch_size, random.Random(seed)), steps))
+        self._loader = DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate_fn)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -81,14 +84,18 @@ class FixedOrder:
         return iter(self._loader)
 
 
-def _batches(count: int, size: int, steps: int, seed: int) -> Iterator[list[int]]:
-    order: list[int] = []
-    shuffle = random.Random(seed)
-    for _ in range(steps):
-        if len(order) < size:
-            order = list(range(count))
-            shuffle.shuffle(order)
-        yield [order.pop() for _ in range(min(size, count))]
+def _batches(lengths: list[int], size: int, shuffle: random.Random) -> Iterator[list[int]]:
+    """Endless batches of indices, clips of like length together (a third less padding), shuffled anew each epoch."""
+    size = min(size, len(lengths))
+    while True:
+        order = list(range(len(lengths)))
+        shuffle.shuffle(order)
+        epoch = []
+        for start in range(0, len(order), size * _BUCKET_BATCHES):
+            bucket = sorted(order[start : start + size * _BUCKET_BATCHES], key=lambda i: lengths[i])
+            epoch += [bucket[i : i + size] for i in range(0, len(bucket) - size + 1, size)]
+        shuffle.shuffle(epoch)
+        yield from epoch
 
 
 class ArmRun:
@@ -225,7 +232,13 @@ def _held_out_batch(trainer: Trainer, model: Tacotron2, config: Any, samples: li
     return batch
 
 
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
 if __name__ == "__main__":
+    # Asked to end, or Ctrl-C: either way the journal gets its last line.
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         ArmRun(Path(sys.argv[1])).run()
     except KeyboardInterrupt:

@@ -18,8 +18,8 @@ STEPS = 6
 OFF = [False, {"enabled": True, "mode": "off"}]
 # Shuffled: whoever draws a random number more than the host changes the order of the clips.
 RADAM = {"optimizer": "RAdam", "optimizer_params": {"betas": [0.9, 0.998], "weight_decay": 1e-6}, "shuffle": True}
-NOAM = {**RADAM, "lr_scheduler": "NoamLR", "lr_scheduler_params": {"warmup_steps": 3}}
-BF16 = {**RADAM, "mixed_precision": True, "precision": "bf16"}
+NOAM = {**RADAM, "model": "tacotron", "lr_scheduler": "NoamLR", "lr_scheduler_params": {"warmup_steps": 3}}
+BF16 = {**RADAM, "model": "tacotron", "mixed_precision": True, "precision": "bf16"}
 
 # The same run by somebody who never heard of tts-brain: importing it fails.
 PLAIN = """
@@ -115,9 +115,7 @@ def test_brain_absent_is_the_host(plain: dict[str, Any], without_tts_brain: dict
 @pytest.mark.parametrize("settings", [NOAM, BF16], ids=["NoamLR", "bf16"])
 def test_observe_is_the_host_under(settings: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
     alone = state(run(make_config(corpus, tmp_path / "plain", **settings), steps=STEPS))
-    watched = run(
-        make_config(corpus, tmp_path / "observe", brain={**QUICK, "mode": "observe"}, **settings), steps=STEPS
-    )
+    watched = run(make_config(corpus, tmp_path / "observe", brain=quick("observe"), **settings), steps=STEPS)
     assert_same(state(watched), alone)
     assert len(records(watched, "decision")) == STEPS // 2
     assert not records(watched, "event")

@@ -90,13 +90,13 @@ class FeedbackLoopManager:
         attention = math.nan if context.attention is None else context.attention.attention_diag
         self.trial = Trial(step, dict(moves), attention, context.grad_spikes)
         if len(before) >= _FEWEST:
-            values = [v for _, v in before]
-            newest = values[-max(_FEWEST + 1, len(values) // 4) :]
-            course = trend([s for s, _ in before], values)
+            course = trend([s for s, _ in before], [v for _, v in before])
+            slope = course.slope if course.z > _RISING_Z else 0.0
+            newest = before[-max(_FEWEST + 1, len(before) // 4) :]
             self.trial = replace(
                 self.trial,
-                loss_level=median(newest),
-                loss_slope=course.slope if course.z > _RISING_Z else 0.0,
+                loss_level=median(v - slope * (s - step) for s, v in newest),
+                loss_slope=slope,
                 loss_noise=course.noise,
                 loss_count=len(newest),
             )

@@ -31,7 +31,7 @@ from tts_brain.pytorch.buffers import BufferGuard
 from tts_brain.pytorch.capture import measure_some
 from tts_brain.pytorch.optimizer import OptimizerTap
 from tts_brain.report.terminal import one_decision
-from tts_brain.statefile import load_state, save_state
+from tts_brain.statefile import StateFileError, load_state, save_state
 from tts_brain.types import (
     GRAD_CLIP,
     GRAD_CLIP_OFF,
@@ -173,7 +173,9 @@ class BrainSession:
         if not self.active or before is None or before == self._regime:
             return
         self.manager.regime_changed()
-        changed = [f"{name} {before.get(name)} → {value}" for name, value in regime.items() if before.get(name) != value]
+        changed = [
+            f"{name} {before.get(name)} → {value}" for name, value in regime.items() if before.get(name) != value
+        ]
         self._event("regime_changed", ", ".join(changed))
 
     def heal(self) -> list[str]:
@@ -191,10 +193,15 @@ class BrainSession:
         grad_norm: float | None = None,
         learning_rate: float | None = None,
         text_length: float | None = None,
+        ends_step: bool = False,
     ) -> Decision | None:
         """Show one batch's raw losses; when it ended with an optimizer step, observe and, if due, decide.
 
         Batches that only accumulate gradients are averaged into the step they belong to.
+
+        Args:
+            ends_step: the host meant an optimizer step to follow, although a gradient scaler (fp16) may have left it
+                out. After a NaN loss that is a skipped step, after a finite one the scaler looking for its scale.
         """
         if not self.active:
             return None
@@ -206,13 +213,16 @@ class BrainSession:
         if not math.isfinite(losses["total"]):
             self._seen.healed += self.heal()
         tap = self._taps[0]
-        if tap.steps == self._steps_seen:
+        left_out = tap.steps == self._steps_seen
+        if left_out and not ends_step:
             return None
         self._steps_seen = tap.steps
-        self.step += 1
         seen, self._seen = self._seen, _Step({})
+        if left_out and math.isfinite(seen.sums["total"]):
+            return None
+        self.step += 1
         due = self.manager.due(self.step)
-        skipped = any(t.skipped for t in self._taps)
+        skipped = left_out or any(t.skipped for t in self._taps)
         observation = Observation(
             step=self.step,
             losses={name: value / seen.batches for name, value in seen.sums.items()},
@@ -291,7 +301,7 @@ class BrainSession:
         self._event("rollback", message, restored=restored)
 
     def save(self, path: Path) -> None:
-        """Write the sidecar for a checkpoint of the host, atomically; none after a fault, which left the state unsure."""
+        """Write the sidecar for a checkpoint of the host, atomically; none after a fault: the state is unsure then."""
         if self._faulted:
             return
         state = {"step": self.step, "regime": self._regime, "manager": self.manager.state_dict()}
@@ -308,9 +318,11 @@ class BrainSession:
             step, regime = int(state["step"]), state["regime"]
             self.manager.load_state_dict(state["manager"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            log.error("[brain] cannot go on from the earlier run, the brain starts afresh: %s", error)
+            ours = isinstance(error, StateFileError)  # these name the file and say what to do
+            reason = str(error) if ours else f"{path}: {error}; delete the file to start the brain afresh"
+            log.error("[brain] cannot go on from the earlier run, the brain starts afresh: %s", reason)
             self._start()
-            self._event("resume_failed", str(error))
+            self._event("resume_failed", reason)
             return False
         self.step, self._regime = step, regime
         self._snapshots.drop_after(self.step)

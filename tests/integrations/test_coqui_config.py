@@ -1,0 +1,283 @@
+"""The flag: in Python, in config.json and on the command line; and ``attach`` for own scripts."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("TTS", reason="Coqui is not installed: pip install 'tts-brain[coqui]'")
+
+from coqui_run import assert_same, make_config, make_trainer, quick, records, run, weights
+from TTS.config import load_config
+from TTS.tts.configs.fast_pitch_config import FastPitchConfig
+
+from tts_brain.config import BrainConfig
+from tts_brain_coqui import BrainSection, Tacotron2Config, TacotronConfig, attach, detach, install
+
+ON: dict[str, tuple[Any, str]] = {
+    "true": (True, "full"),
+    "mapping": ({"mode": "observe"}, "observe"),
+    "mapping that says it": ({"enabled": True, "mode": "assist"}, "assist"),
+    "section": (BrainSection(enabled=True, mode="observe"), "observe"),
+}
+OFF: dict[str, Any] = {
+    "false": False,
+    "none": None,
+    "mapping": {"enabled": False},
+    "section": BrainSection(),
+    "mode off": {"mode": "off"},
+}
+
+
+def written(folder: Path, brain: Any, **settings: Any) -> Path:
+    """A config.json with this ``brain``."""
+    data = Tacotron2Config(**settings).to_dict()
+    path = folder / "config.json"
+    path.write_text(json.dumps({**data, "brain": brain}))
+    return path
+
+
+def attached(config: Any, **more: Any) -> Any:
+    """The mode the real Trainer ends up with; None without a brain."""
+    trainer = make_trainer(config, steps=1, **more)
+    brain = getattr(trainer, "brain", None)
+    return None if brain is None else brain.session.config.mode
+
+
+@pytest.mark.parametrize("form", ON)
+def test_on_in_python(form: str, corpus: Path, tmp_path: Path) -> None:
+    brain, mode = ON[form]
+    assert attached(make_config(corpus, tmp_path, model="tacotron", brain=brain)) == mode
+
+
+@pytest.mark.parametrize("form", OFF)
+def test_off_in_python(form: str, corpus: Path, tmp_path: Path) -> None:
+    assert attached(make_config(corpus, tmp_path, model="tacotron", brain=OFF[form])) is None
+
+
+def test_off_is_the_default(corpus: Path, tmp_path: Path) -> None:
+    assert attached(make_config(corpus, tmp_path, model="tacotron")) is None
+    assert Tacotron2Config().brain == TacotronConfig().brain == BrainSection(enabled=False)
+
+
+@pytest.mark.parametrize("form", ["true", "mapping"])
+def test_in_config_json(form: str, tmp_path: Path) -> None:
+    brain, mode = ON[form]
+    config = load_config(written(tmp_path, brain, r=7))
+    assert type(config) is Tacotron2Config and config.r == 7
+    assert isinstance(config.brain, BrainSection) and config.brain.enabled and config.brain.mode == mode
+
+
+def test_config_json_without_a_brain(tmp_path: Path) -> None:
+    """What plain Coqui wrote."""
+    data = Tacotron2Config().to_dict()
+    del data["brain"]
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    assert load_config(tmp_path / "config.json").brain == BrainSection()
+
+
+def test_saved_config_comes_back(tmp_path: Path) -> None:
+    settings = {"mode": "assist", "tversky_A": 0.25, "decide_every": 7, "knobs": "learning_rate, mel_weight"}
+    config = Tacotron2Config(r=7, lr=3e-4, brain=settings)
+    config.save_json(str(tmp_path / "config.json"))
+    again = load_config(tmp_path / "config.json")
+    assert again.to_dict() == config.to_dict()
+    assert again.brain.to_brain() == BrainConfig(**settings) and again.brain.enabled
+
+
+def test_a_run_folder_says_what_it_ran_with(corpus: Path, tmp_path: Path) -> None:
+    trainer = run(make_config(corpus, tmp_path, model="tacotron", brain=quick("observe")), steps=1)
+    again = load_config(trainer.output_path / "config.json")
+    assert again.brain.to_brain() == trainer.brain.session.config
+    assert records(trainer, "start")[0]["config"] == trainer.brain.session.config.to_dict()
+
+
+FLAGS = {
+    "on": (["--coqpit.brain.enabled", "true", "--coqpit.brain.mode", "observe"], "observe"),
+    "equals sign": (["--coqpit.brain.enabled=true", "--coqpit.brain.tversky_A=0.2"], "full"),
+    "beside the host's": (["--coqpit.lr", "0.5", "--coqpit.brain.enabled", "true"], "full"),
+    "mode only": (["--coqpit.brain.mode", "observe"], None),
+}
+
+
+@pytest.mark.parametrize("form", FLAGS)
+def test_on_the_command_line(form: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags, mode = FLAGS[form]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    config = make_config(corpus, tmp_path, model="tacotron")
+    assert attached(config, command_line=True) == mode
+    assert config.lr == (0.5 if "--coqpit.lr" in flags else 1e-3)
+    assert config.brain.tversky_A == (0.2 if form == "equals sign" else 0.3)
+
+
+def test_the_command_line_can_switch_off(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--coqpit.brain.enabled", "false"])
+    assert attached(make_config(corpus, tmp_path, model="tacotron", brain=True), command_line=True) is None
+
+
+def in_python(corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any) -> None:
+    Tacotron2Config(brain={key: value})
+
+
+def in_json(corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any) -> None:
+    load_config(written(folder, {key: value}))
+
+
+def in_flags(corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any) -> None:
+    flags = ["--coqpit.brain.enabled", "true", f"--coqpit.brain.{key}", str(value)]
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    make_trainer(make_config(corpus, folder, model="tacotron"), steps=1, command_line=True)
+
+
+PLACES: list[Callable[..., None]] = [in_python, in_json, in_flags]
+BAD = {"decide_every": 0, "tversky_A": -0.5, "mode": "agressive", "initial_guided_weight": 1e6, "knobs": "learning_rat"}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_unknown_keys_are_refused(
+    place: Callable[..., None], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=r"decide_evry.*did you mean .*decide_every"):
+        place(corpus, tmp_path, monkeypatch, "decide_evry", 5)
+
+
+@pytest.mark.parametrize("key", BAD)
+@pytest.mark.parametrize("place", PLACES)
+def test_values_out_of_bounds_are_refused(
+    place: Callable[..., None], key: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match=f"(?s){key}.*(write|known are)"):
+        place(corpus, tmp_path, monkeypatch, key, BAD[key])
+
+
+@pytest.mark.parametrize("brain", ["full", 1, ["full"]])
+def test_other_types_are_refused(brain: Any) -> None:
+    with pytest.raises(ValueError, match="write true, false, or a mapping"):
+        Tacotron2Config(brain=brain)
+
+
+def test_installing_twice_changes_nothing() -> None:
+    from TTS.tts.models.base_tacotron import BaseTacotron
+
+    hook, before = BaseTacotron.on_init_end, Tacotron2Config.__init__
+    install()
+    assert BaseTacotron.on_init_end is hook and Tacotron2Config.__init__ is before
+    assert not hasattr(FastPitchConfig(), "brain")
+
+
+def test_hosts_fields_and_checks_are_kept() -> None:
+    config = Tacotron2Config()
+    assert (config.model, config.out_channels, TacotronConfig().out_channels) == ("tacotron2", 80, 513)
+    assert config.optimizer_params is not Tacotron2Config().optimizer_params
+    assert config == Tacotron2Config() and config != Tacotron2Config(r=3)
+    with pytest.raises(AssertionError, match="first scheduled gradual training"):
+        Tacotron2Config(r=2, gradual_training=[[0, 7, 8]])
+
+
+# attach and detach
+
+
+def footprint(trainer: Any) -> dict[str, Any]:
+    """Everything of the host's that an integration could hang something on."""
+    return {
+        "trainer": set(vars(trainer)),
+        "criterion": set(vars(trainer.criterion[0])),
+        "model": set(vars(trainer.model)),
+        "hooks": [(len(o._optimizer_step_pre_hooks), len(o._optimizer_step_post_hooks)) for o in trainer.optimizer],
+        "module hooks": [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in trainer.model.modules()],
+        "alpha": (trainer.criterion[0].ga_alpha, trainer.criterion[0].criterion_ga.sigma),
+        "methods": [getattr(trainer, n).__func__ for n in ("train_step", "save_checkpoint", "save_best_model", "_fit")],
+    }
+
+
+ADAM = {"model": "tacotron", "optimizer": "Adam", "optimizer_params": {}}
+
+
+@pytest.fixture(scope="module")
+def host(corpus: Path, module_folder: Path) -> dict[str, Any]:
+    """Four steps that never saw a brain."""
+    trainer = make_trainer(make_config(corpus, module_folder, **ADAM), steps=4)
+    before = footprint(trainer)
+    trainer._fit()
+    return {"footprint": before, "weights": weights(trainer), "optimizer": trainer.optimizer[0].state_dict()}
+
+
+def test_attach_by_hand(corpus: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(corpus, tmp_path, **ADAM), steps=2)
+    adapter = attach(trainer, quick())
+    assert adapter is trainer.brain is attach(trainer, quick("observe"))
+    trainer._fit()
+    assert [r["step"] for r in records(trainer, "decision")] == [2]
+    assert adapter.session.manager.knobs["guided_weight"] != 4.5
+
+
+def test_attach_refuses_what_it_cannot_do(corpus: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(corpus, tmp_path, **ADAM), steps=1)
+    with pytest.raises(ValueError, match="did you mean 'decide_every'"):
+        attach(trainer, {"decide_evry": 3})
+    assert attach(trainer, {"mode": "off"}) is None
+    trainer.criterion = [object()]
+    with pytest.raises(ValueError, match=r"steers Tacotron and Tacotron2; this model's loss is object.*brain=False"):
+        attach(trainer)
+    assert not hasattr(trainer, "brain")
+
+
+def test_detach_before_training_leaves_the_host(host: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(corpus, tmp_path, **ADAM), steps=4)
+    attach(trainer, quick())
+    assert footprint(trainer) != host["footprint"]
+    detach(trainer)
+    detach(trainer)
+    assert footprint(trainer) == host["footprint"]
+    trainer._fit()
+    assert_same(weights(trainer), host["weights"])
+    assert_same(trainer.optimizer[0].state_dict(), host["optimizer"])
+
+
+def test_detach_between_two_steps(host: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+    """Two steps under knobs that are neutral yet, then without: the host's four steps, to the bit."""
+
+    def off(trainer: Any) -> None:
+        if trainer.total_steps_done == 2:
+            detach(trainer)
+
+    brain = quick(knobs="learning_rate, grad_clip, gate_weight", decide_every=3)
+    config = make_config(corpus, tmp_path, brain=brain, **ADAM)
+    trainer = make_trainer(config, steps=4, callbacks={"on_train_step_end": off})
+    session = trainer.brain.session
+    trainer._fit()
+    assert footprint(trainer) == host["footprint"]
+    assert_same(weights(trainer), host["weights"])
+    assert_same(trainer.optimizer[0].state_dict(), host["optimizer"])
+    assert session.step == 1 and not session.active
+    assert [r["message"] for r in records(trainer, "end")] == ["detached"]
+
+
+def test_detach_leaves_what_others_wrapped(corpus: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(corpus, tmp_path, **ADAM), steps=2)
+    calls: list[str] = []
+
+    def wrap(name: str) -> Callable[..., Any]:
+        inner = trainer.train_step
+
+        def train_step(*args: Any) -> Any:
+            calls.append(name)
+            return inner(*args)
+
+        trainer.train_step = train_step
+        return train_step
+
+    before = wrap("before")
+    attach(trainer, quick())
+    detach(trainer)
+    assert trainer.train_step is before
+    attach(trainer, quick())
+    after = wrap("after")
+    detach(trainer)
+    assert trainer.train_step is after
+    trainer._fit()
+    assert calls == ["after", "before"] * 2
+    assert len(list((trainer.output_path / "brain").glob("journal.jsonl"))) == 1

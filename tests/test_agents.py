@@ -1,0 +1,241 @@
+"""Laws that hold for every agent, then each agent's own."""
+
+import json
+import math
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated_run import context, falling, report
+
+from tts_brain.agents import Agent, GuidedAttentionAgent, LearningRateAgent, LossBalanceAgent, build_agents
+from tts_brain.attention.supervisor import DynamicAttentionSupervisor
+from tts_brain.config import BrainConfig
+from tts_brain.losses.controller import AdaptiveLossController
+from tts_brain.types import (
+    GATE_WEIGHT,
+    GRAD_CLIP,
+    GRAD_CLIP_OFF,
+    GUIDED_SIGMA,
+    GUIDED_WEIGHT,
+    KNOBS,
+    LEARNING_RATE,
+    MEL_WEIGHT,
+    TrainingPhase,
+)
+
+MAX_RATE = 2e-3
+NAMES = ("learning_rate", "guided_attention", "loss_balance")
+
+
+def make(name: str) -> Agent:
+    return {a.name: a for a in build_agents(BrainConfig(), AdaptiveLossController())}[name]
+
+
+def start_knobs(**changes: float) -> dict[str, float]:
+    known = {GUIDED_WEIGHT: 4.5, GUIDED_SIGMA: 0.4, "tversky_alpha": 0.5, "tversky_beta": 0.5}
+    return {n: known.get(n, k.neutral) for n, k in KNOBS.items()} | changes
+
+
+shares = st.floats(0, 1)
+contexts = st.builds(
+    lambda z, diag, spikes, rate, ratio, phase, odds: context(
+        loss_z=z,
+        attention_diag=diag,
+        grad_spikes=spikes,
+        learning_rate=rate,
+        update_ratio=ratio,
+        phase=phase,
+        phase_posterior=tuple(o / sum(odds) for o in odds),
+    ),
+    st.floats(-100, 100),
+    shares,
+    shares,
+    st.floats(0, 1) | st.just(math.nan),
+    shares | st.just(math.nan),
+    st.sampled_from(TrainingPhase),
+    st.tuples(*[st.floats(0.01, 1)] * 4),
+)
+knob_values = st.fixed_dictionaries({n: st.floats(k.low, k.high) for n, k in KNOBS.items()})
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=60, deadline=None)
+@given(seen=contexts, knobs=knob_values)
+def test_every_proposal_has_a_reason_and_positive_finite_moves_of_its_own(name: str, seen, knobs) -> None:
+    agent = make(name)
+    proposal = agent.propose(seen, knobs)
+    assert proposal.agent == name and proposal.reason.strip()
+    assert set(proposal.moves) <= set(agent.owns)
+    assert all(math.isfinite(v) and v > 0 for v in proposal.moves.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_knob_the_host_lacks_is_never_proposed(name: str) -> None:
+    seen = context(loss_z=-5.0, attention_diag=0.3)
+    for missing in KNOBS:
+        knobs = {n: v for n, v in start_knobs().items() if n != missing}
+        assert missing not in make(name).propose(seen, knobs).moves
+
+
+@pytest.mark.parametrize("name", NAMES)
+@settings(max_examples=10, deadline=None)
+@given(seen=st.lists(contexts, min_size=2, max_size=20), cut=st.integers(0, 20))
+def test_a_saved_agent_goes_on_alike(name: str, seen, cut: int) -> None:
+    whole, first, second = make(name), make(name), make(name)
+
+    def take(agent: Agent, part) -> list:
+        moves = []
+        for item in part:
+            moves.append(agent.propose(item, start_knobs()).moves)
+            agent.learn({LEARNING_RATE: (1.0, 1.5)}, item, kept=item.grad_spikes < 0.8)
+        return moves
+
+    expected = take(whole, seen)
+    take(first, seen[:cut])
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert take(second, seen[cut:]) == expected[cut:]
+    assert second.state_dict() == whole.state_dict()
+
+
+def test_no_two_agents_own_the_same_knob() -> None:
+    agents = [make(name) for name in NAMES]
+    assert all(not set(a.owns) & set(b.owns) for a, b in combinations(agents, 2))
+    assert {k for a in agents for k in a.owns} == set(KNOBS)
+
+
+# learning rate
+
+
+def rate_wish(agent: LearningRateAgent, multiplier: float = 1.0, **seen) -> float:
+    """Multiplier wanted in this context; the old one when nothing is."""
+    proposal = agent.propose(context(**seen), {LEARNING_RATE: multiplier})
+    return proposal.moves.get(LEARNING_RATE, multiplier)
+
+
+def test_the_rate_rises_while_the_loss_falls_and_gradients_are_calm() -> None:
+    assert rate_wish(LearningRateAgent(), loss_z=-5.0) > 1.0
+
+
+@pytest.mark.parametrize(
+    "worry", [{"grad_spikes": 0.1}, {"update_ratio": 0.5}, {"learning_rate": math.nan}, {"learning_rate": 0.0}]
+)
+def test_the_rate_does_not_rise_under_a_worry(worry: dict) -> None:
+    assert rate_wish(LearningRateAgent(), loss_z=-5.0, **worry) <= 1.0
+
+
+@pytest.mark.parametrize("trouble", [{"loss_z": 5.0}, {"grad_spikes": 0.3}, {"grad_spikes": 0.3, "loss_z": -5.0}])
+def test_the_rate_falls_on_a_rising_loss_or_spikes(trouble: dict) -> None:
+    assert rate_wish(LearningRateAgent(), **trouble) < 1.0
+
+
+def test_a_flat_loss_raises_the_rate_before_alignment_and_eases_it_after() -> None:
+    early, late = LearningRateAgent(), LearningRateAgent()
+    early_wishes = [rate_wish(early) for _ in range(6)]
+    late_wishes = [rate_wish(late, phase=TrainingPhase.CONVERGENCE) for _ in range(6)]
+    assert early_wishes[:5] == late_wishes[:5] == [1.0] * 5
+    assert early_wishes[5] > 1.0 > late_wishes[5]
+
+
+@settings(max_examples=200)
+@given(
+    contexts,
+    st.floats(1 / 64, 64),
+    st.lists(st.floats(1e-6, 1e-2), max_size=3),
+)
+def test_the_rate_is_never_raised_above_the_highest(seen, multiplier: float, hurt: list) -> None:
+    agent = LearningRateAgent(MAX_RATE)
+    for rate in hurt:
+        agent.learn({LEARNING_RATE: (rate / 1.5, rate)}, context(learning_rate=1.0, phase=seen.phase), kept=False)
+    wanted = agent.propose(seen, {LEARNING_RATE: multiplier}).moves.get(LEARNING_RATE, multiplier)
+    if wanted > multiplier:
+        assert wanted * seen.learning_rate <= min([MAX_RATE, *hurt]) * (1 + 1e-9)
+    assert wanted <= multiplier * 1.5 * (1 + 1e-9)
+
+
+def test_a_schedule_that_carries_the_raised_rate_too_high_is_answered_but_the_hosts_own_rate_is_not() -> None:
+    agent = LearningRateAgent(MAX_RATE)
+    assert rate_wish(agent, 8.0, loss_z=-5.0, learning_rate=1e-3) == pytest.approx(2.0)
+    assert rate_wish(agent, 8.0, loss_z=-5.0, learning_rate=1e-1) == pytest.approx(1.0)
+    assert rate_wish(agent, 1.0, loss_z=-5.0, learning_rate=1e-1) == 1.0
+
+
+def test_after_an_undone_raise_the_rate_stays_below_it_until_a_later_phase() -> None:
+    agent = LearningRateAgent(max_learning_rate=1.0)
+    learning = TrainingPhase.ALIGNMENT_LEARNING
+    agent.learn({LEARNING_RATE: (2.0, 3.0)}, context(phase=learning), kept=False)
+    multiplier = 1.0
+    for _ in range(30):
+        multiplier = rate_wish(agent, multiplier, loss_z=-5.0, phase=learning)
+        assert multiplier < 3.0
+    assert rate_wish(agent, multiplier, loss_z=-5.0, phase=TrainingPhase.PRE_ALIGNMENT) == multiplier
+    assert rate_wish(agent, multiplier, loss_z=-5.0, phase=TrainingPhase.REFINEMENT) > multiplier
+
+
+def test_only_an_undone_raise_of_the_rate_makes_a_ceiling() -> None:
+    agent = LearningRateAgent()
+    agent.learn({LEARNING_RATE: (1.0, 1.5)}, context(), kept=True)
+    agent.learn({LEARNING_RATE: (1.0, 0.7)}, context(), kept=False)
+    agent.learn({GRAD_CLIP: (100.0, 3.0)}, context(), kept=False)
+    assert agent.state_dict() == LearningRateAgent().state_dict()
+
+
+def test_the_clip_tightens_under_spikes_and_is_released_after_them() -> None:
+    agent = LearningRateAgent()
+    spiky, quiet = context(grad_spikes=0.3), context()
+    knobs = {LEARNING_RATE: 1.0, GRAD_CLIP: GRAD_CLIP_OFF}
+    assert agent.propose(spiky, knobs).moves[GRAD_CLIP] < GRAD_CLIP_OFF
+    assert GRAD_CLIP not in agent.propose(quiet, knobs).moves
+    assert agent.propose(quiet, {**knobs, GRAD_CLIP: 3.0}).moves[GRAD_CLIP] > 3.0
+
+
+def test_with_too_little_seen_nothing_is_proposed() -> None:
+    for trends in ({}, {"total": falling(count=3)}):
+        assert LearningRateAgent().propose(context(trends=trends), start_knobs()).moves == {}
+
+
+# guided attention
+
+
+@settings(max_examples=60)
+@given(shares, st.floats(0.005, 20), shares)
+def test_the_guided_weight_moves_toward_its_target_and_not_past(diag: float, weight: float, certainty: float) -> None:
+    supervisor = DynamicAttentionSupervisor(4.5)
+    agent = GuidedAttentionAgent(supervisor)
+    seen = context(attention_diag=diag, certainty=certainty)
+    moved = agent.propose(seen, {GUIDED_WEIGHT: weight, GUIDED_SIGMA: 0.4}).moves[GUIDED_WEIGHT]
+    target = supervisor.weight(diag)
+    assert min(weight, target) * (1 - 1e-9) <= moved <= max(weight, target) * (1 + 1e-9)
+    assert abs(math.log(moved / weight)) <= 0.1 * abs(math.log(target / weight)) + 1e-9
+
+
+def test_doubt_shortens_the_step() -> None:
+    agent = GuidedAttentionAgent(DynamicAttentionSupervisor(4.5))
+    knobs = {GUIDED_WEIGHT: 4.5, GUIDED_SIGMA: 0.4}
+    sure, unsure = (agent.propose(context(certainty=c), knobs).moves[GUIDED_WEIGHT] for c in (1.0, 0.2))
+    assert 4.5 < unsure < sure
+
+
+def test_the_weakest_side_is_named() -> None:
+    agent = GuidedAttentionAgent(DynamicAttentionSupervisor(4.5))
+    seen = context(attention=report(0.2, diagonality=0.9, focus=0.8, coverage=0.2))
+    assert "weakest side: coverage" in agent.propose(seen, start_knobs()).reason
+
+
+def test_without_a_measurement_the_guide_stays() -> None:
+    agent = GuidedAttentionAgent(DynamicAttentionSupervisor(4.5))
+    assert agent.propose(context(attention=None), start_knobs()).moves == {}
+
+
+# loss balance
+
+
+@pytest.mark.parametrize(("phase", "mel", "gate"), [(0, 1.0, 0.5), (1, 1.0, 1.0), (2, 1.2, 1.0), (3, 1.5, 1.0)])
+def test_the_weights_settle_where_the_phase_wants_them(phase: int, mel: float, gate: float) -> None:
+    agent = LossBalanceAgent(AdaptiveLossController())
+    seen = context(phase_posterior=tuple(float(i == phase) for i in range(4)))
+    knobs = start_knobs()
+    for _ in range(100):
+        knobs |= agent.propose(seen, knobs).moves
+    assert knobs[MEL_WEIGHT] == pytest.approx(mel, rel=1e-3) and knobs[GATE_WEIGHT] == pytest.approx(gate, rel=1e-3)

@@ -1,0 +1,481 @@
+"""Laws of the whole loop, over made-up runs."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulated_run import (
+    EVENTFUL,
+    HOST,
+    Stretch,
+    drive,
+    fingerprint,
+    make_manager,
+    observations,
+    plain,
+    report,
+    show,
+)
+
+from tts_brain.config import BrainConfig
+from tts_brain.manager import ContextAwareTrainingManager
+from tts_brain.types import (
+    GUIDED_SIGMA,
+    GUIDED_WEIGHT,
+    KNOBS,
+    LEARNING_RATE,
+    AttentionReport,
+    Capabilities,
+    Decision,
+    Mode,
+    Observation,
+    StopTokenCounts,
+    Verdict,
+)
+
+seeds = st.integers(0, 10**6)
+stretches = st.lists(
+    st.builds(
+        Stretch,
+        steps=st.integers(5, 40),
+        slope=st.floats(-0.05, 0.3),
+        noise=st.sampled_from([0.0, 0.01, 0.2, 5.0]),
+        spikes=st.sampled_from([0.0, 0.0, 0.3]),
+        attention=st.floats(0, 1),
+        bad=st.sampled_from([0.0, 0.0, 0.0, 0.5, 1.0]),
+    ),
+    min_size=1,
+    max_size=5,
+)
+modes = pytest.mark.parametrize("mode", ["assist", "full"])
+
+
+# bounds
+
+
+@modes
+@settings(max_examples=12, deadline=None)
+@given(course=stretches, seed=seeds, rate=st.sampled_from([0.1, 1.0]))
+def test_every_decision_keeps_every_knob_in_bounds_and_within_its_ratio(
+    mode: str, course: list, seed: int, rate: float
+) -> None:
+    """UNDO too: it takes back exactly one move, as the knobs on trial do not drift. Only the cut of the rate that
+    follows a rollback is larger; it is not a decision but part of going back."""
+    manager = make_manager(mode=mode, adaptation_rate=rate, cooldown_steps=0)
+    for observation in observations(course, seed):
+        before = dict(manager.knobs)
+        decision = show(manager, observation)
+        if decision is None:
+            assert manager.knobs == before
+            continue
+        assert decision.before == before
+        assert decision.verdict is Verdict.ROLL_BACK or manager.knobs == decision.after
+        assert set(decision.after) == set(before) == set(KNOBS)
+        for name, value in decision.after.items():
+            knob = KNOBS[name]
+            assert knob.low <= value <= knob.high
+            assert abs(math.log(value / before[name])) <= math.log(knob.max_ratio) + 1e-9
+        for name, value in manager.knobs.items():
+            assert KNOBS[name].low <= value <= KNOBS[name].high
+
+
+def test_undo_brings_back_the_values_before_the_move() -> None:
+    manager = make_manager(cooldown_steps=0)
+    opened: Decision | None = None
+    undone = 0
+    for observation in observations([Stretch(60, slope=-0.05), Stretch(30, slope=0.1), Stretch(30, slope=-0.05)] * 3):
+        had_trial = manager.feedback.trial
+        decision = show(manager, observation)
+        if decision is None:
+            continue
+        if decision.verdict is Verdict.UNDO:
+            assert had_trial is not None and opened is not None
+            undone += 1
+            for name in had_trial.moves:
+                assert decision.after[name] == opened.before[name]
+                assert decision.before[name] == opened.after[name]
+        if manager.feedback.trial is not None and manager.feedback.trial is not had_trial:
+            opened = decision
+    assert undone > 0
+
+
+def test_only_knobs_that_the_host_has_and_the_user_gave_are_steered() -> None:
+    host = Capabilities("bare", knobs=(LEARNING_RATE, GUIDED_WEIGHT))
+    config = BrainConfig(knobs="learning_rate,mel_weight", decide_every=5)
+    manager = ContextAwareTrainingManager(config, host)
+    drive(manager, observations([Stretch(100, slope=-0.05)]))
+    assert set(manager.knobs) == {LEARNING_RATE}
+
+
+@pytest.mark.parametrize("values", [None, {}, {GUIDED_SIGMA: math.nan}])
+def test_a_value_that_only_the_host_knows_must_be_given(values: dict | None) -> None:
+    with pytest.raises(ValueError, match=r"guided_sigma.*host's own value"):
+        ContextAwareTrainingManager(BrainConfig(), HOST, values)
+
+
+# determinism and resume
+
+
+def test_another_process_with_another_hash_seed_decides_alike() -> None:
+    seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
+    here = Path(__file__).parent
+    other = subprocess.run(
+        [sys.executable, "-c", "from simulated_run import fingerprint; print(fingerprint(3))"],
+        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    assert other.stdout.strip() == fingerprint(3)
+
+
+@lru_cache
+def run_with_states(seed: int) -> tuple[list[Observation], dict[int, Any], dict[int, str]]:
+    """Observations, decisions by step, and the state after each step as JSON text."""
+    stream = list(observations(EVENTFUL, seed))
+    manager, decisions, states = make_manager(), {}, {0: json.dumps(make_manager().state_dict())}
+    for observation in stream:
+        decision = show(manager, observation)
+        if decision is not None:
+            decisions[observation.step] = plain([decision])[0]
+        states[observation.step] = json.dumps(manager.state_dict())
+    return stream, decisions, states
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.integers(0, 2), st.integers(0, 299))
+def test_a_resume_at_any_cut_changes_no_decision(seed: int, cut: int) -> None:
+    stream, decisions, states = run_with_states(seed)
+    manager = make_manager()
+    manager.load_state_dict(json.loads(states[cut]))
+    assert json.dumps(manager.state_dict()) == states[cut]
+    later = drive(manager, stream[cut : cut + 120])
+    assert plain(later) == [d for step, d in decisions.items() if cut < step <= cut + 120]
+
+
+def test_the_eventful_run_holds_every_kind_of_decision() -> None:
+    seen = {d["verdict"] for seed in range(3) for d in run_with_states(seed)[1].values()}
+    assert {"accept", "hold", "undo", "roll_back"} <= seen
+
+
+def test_a_rolled_back_manager_goes_on_alike_from_a_copy() -> None:
+    manager, twin = make_manager(), make_manager()
+    drive(manager, observations(EVENTFUL[:4]))
+    manager.rolled_back(failed_at=170, count=2, restored=True, trial=None)
+    twin.load_state_dict(json.loads(json.dumps(manager.state_dict())))
+    rest = [replace(o, step=o.step + 170) for o in observations(EVENTFUL[4:])]
+    assert plain(drive(twin, rest)) == plain(drive(manager, rest))
+
+
+# what the numbers mean
+
+
+def proposals(decisions: list[Decision]) -> list[list[dict[str, float]]]:
+    return [[dict(p.moves) for p in d.proposals] for d in decisions]
+
+
+@settings(max_examples=4, deadline=None)
+@given(seeds, st.sampled_from([2.0**-12, 4.0, 2.0**12]))
+def test_the_unit_of_the_losses_changes_no_decision(seed: int, scale: float) -> None:
+    was, now = (drive(make_manager(), observations(EVENTFUL, seed, s)) for s in (1.0, scale))
+    assert plain(now) == plain(was)
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(3.7, 0.0), (1.0, -100.0), (0.01, 7.0)])
+@pytest.mark.parametrize("seed", range(2))
+def test_shift_and_scale_of_the_losses_change_no_proposal(seed: int, scale: float, shift: float) -> None:
+    was = drive(make_manager(), observations(EVENTFUL, seed))
+    now = drive(make_manager(), observations(EVENTFUL, seed, scale, shift))
+    assert [d.verdict for d in was] == [d.verdict for d in now]
+    for old, new in zip(proposals(was), proposals(now), strict=True):
+        assert new == [pytest.approx(moves, rel=1e-6) for moves in old]
+
+
+# whatever comes in
+
+any_float = st.floats() | st.sampled_from([math.nan, math.inf, -math.inf, 1e308, -1e308, 1.7e308, 0.0, -0.0, 5e-324])
+some_float = any_float | st.floats(0, 4)
+any_observation = st.builds(
+    Observation,
+    step=st.just(0),
+    losses=st.fixed_dictionaries({"total": some_float, "mel": some_float}, optional={"gate": any_float}),
+    grad_norm=st.none() | some_float,
+    learning_rate=st.none() | any_float,
+    update_ratio=st.none() | any_float,
+    attention=st.none() | st.builds(AttentionReport, *[st.floats(0, 1) | any_float] * 9),
+    stop=st.none() | st.builds(StopTokenCounts, any_float, any_float, any_float),
+    text_length=st.none() | any_float,
+    skipped=st.booleans(),
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(any_observation, min_size=1, max_size=15), seeds)
+def test_no_float_anywhere_in_an_observation_raises(strange: list[Observation], seed: int) -> None:
+    manager = make_manager(decide_every=1, trial_steps=3, cooldown_steps=0)
+    plausible = observations([Stretch(60, slope=-0.05, attention=0.4)], seed)
+    mixed = [replace(o, step=2 * i + j) for i, s in enumerate(strange) for j, o in enumerate((s, next(plausible)))]
+    calm = [replace(o, step=o.step + 100) for o in observations([Stretch(10)], seed)]
+    for decision in drive(manager, [*mixed, *calm]):
+        assert decision.reason.strip()
+    for name, value in manager.knobs.items():
+        assert KNOBS[name].low <= value <= KNOBS[name].high
+    make_manager().load_state_dict(json.loads(json.dumps(manager.state_dict())))
+
+
+@pytest.mark.parametrize("extreme", [math.nan, math.inf, -math.inf, 1e308, -1e308, -1.0])
+def test_a_run_of_nothing_but_one_absurd_float_raises_nothing(extreme: float) -> None:
+    manager = make_manager(decide_every=1)
+    absurd = Observation(
+        step=0,
+        losses={"total": extreme, "mel": extreme},
+        grad_norm=extreme,
+        learning_rate=extreme,
+        update_ratio=extreme,
+        attention=AttentionReport(*[extreme] * 9),
+        stop=StopTokenCounts(extreme, extreme, extreme),
+        text_length=extreme,
+    )
+    drive(manager, [replace(absurd, step=i) for i in range(1, 31)])
+
+
+# modes
+
+
+def test_in_observe_nothing_is_applied_and_the_wishes_are_written() -> None:
+    manager = make_manager(mode="observe")
+    start = dict(manager.knobs)
+    decisions = drive(manager, observations(EVENTFUL))
+    assert all(d.before == d.after == start and not d.applied for d in decisions)
+    assert manager.knobs == start and manager.feedback.trial is None
+    assert any(p.moves for d in decisions for p in d.proposals)
+    assert Verdict.ROLL_BACK not in {d.verdict for d in decisions}
+
+
+def test_every_decision_says_why() -> None:
+    for mode in (Mode.OBSERVE, Mode.FULL):
+        assert all(d.reason.strip() for d in drive(make_manager(mode=mode.value), observations(EVENTFUL, 1)))
+
+
+# trouble
+
+BAD = Stretch(12, bad=1.0)
+
+
+def test_steps_that_are_not_finite_roll_back_in_full_and_only_hold_in_assist() -> None:
+    course = [Stretch(40, slope=-0.02), BAD]
+    full, assist = (drive(make_manager(mode=mode), observations(course)) for mode in ("full", "assist"))
+    first = next(d for d in full if d.verdict is Verdict.ROLL_BACK)
+    assert first.step == 43 and "3 steps in a row were not finite" in first.reason  # at once, not at the next due step
+    assert {d.verdict for d in assist if d.step > 42} == {Verdict.HOLD}
+    assert any("does not roll back" in d.reason for d in assist)
+
+
+@pytest.mark.parametrize("most", [0, 1, 3])
+def test_after_so_many_rollbacks_in_a_row_it_stops_and_says_what_to_look_at(most: int) -> None:
+    manager = make_manager(max_rollbacks_in_a_row=most, decide_every=1)
+    verdicts = [d.verdict for d in drive(manager, observations([Stretch(20), Stretch(40, bad=1.0)]))]
+    assert verdicts.count(Verdict.ROLL_BACK) == most
+    assert verdicts.count(Verdict.STOP) == 1
+    assert verdicts.index(Verdict.STOP) > max((i for i, v in enumerate(verdicts) if v is Verdict.ROLL_BACK), default=0)
+
+
+def test_rollbacks_far_apart_are_not_in_a_row() -> None:
+    manager = make_manager(max_rollbacks_in_a_row=1, snapshot_every=50, decide_every=1)
+    course = [Stretch(60), Stretch(3, bad=1.0)] * 3
+    verdicts = [d.verdict for d in drive(manager, observations(course))]
+    assert verdicts.count(Verdict.ROLL_BACK) == 3 and Verdict.STOP not in verdicts
+
+
+def test_after_a_rollback_the_rate_is_lower_and_nothing_moves_for_a_while() -> None:
+    manager = make_manager(cooldown_steps=30)
+    drive(manager, observations([Stretch(40)]))
+    rate = manager.knobs[LEARNING_RATE]
+    manager.rolled_back(failed_at=40, count=2, restored=True, trial=None)
+    assert manager.knobs[LEARNING_RATE] == pytest.approx(rate * 0.5**2)
+    later = drive(manager, [replace(o, step=o.step + 40) for o in observations([Stretch(60, slope=-0.05)])])
+    assert all(d.verdict is Verdict.HOLD for d in later if d.step < 70)
+    assert any(d.verdict is Verdict.ACCEPT for d in later)
+
+
+def test_the_rate_is_lowered_once_for_each_rollback_wherever_the_snapshot_lies() -> None:
+    manager, first = make_manager(), json.dumps(make_manager().state_dict())
+    manager.rolled_back(failed_at=40, count=1, restored=True, trial=None)
+    between = json.dumps(manager.state_dict())
+    for snapshot in (first, between):
+        manager.load_state_dict(json.loads(snapshot))
+        manager.rolled_back(failed_at=60, count=2, restored=True, trial=None)
+        assert manager.knobs[LEARNING_RATE] == pytest.approx(0.25)
+
+
+def test_the_move_on_trial_takes_the_blame_for_a_rollback() -> None:
+    manager = make_manager(trial_steps=1000)
+    for observation in observations([Stretch(100, slope=-0.05)]):
+        show(manager, observation)
+    trial = manager.feedback.trial
+    assert trial is not None and LEARNING_RATE in trial.moves
+    manager.rolled_back(failed_at=100, count=1, restored=True, trial=trial)
+    assert manager.feedback.trial is None
+    assert manager.risk.state_dict()["undone"]["learning_rate:up"] == 1.0
+    assert math.isfinite(manager.agents[0].state_dict()["ceiling"])
+
+
+class Training:
+    """A loss that falls in proportion to the rate, and climbs once the rate passes ``edge`` times the host's."""
+
+    def __init__(self, edge: float, seed: int) -> None:
+        self.edge, self.level, self.step = edge, 4.0, 0
+        self._rng = np.random.default_rng(seed)
+
+    def run(self, manager: ContextAwareTrainingManager, steps: int) -> list[Decision]:
+        decisions = []
+        for _ in range(steps):
+            self.step += 1
+            rate = manager.knobs[LEARNING_RATE]
+            self.level += 0.1 * (rate - self.edge) if rate > self.edge else -0.01 * rate * (self.level - 1.0)
+            mel = self.level + 0.02 * self._rng.normal()
+            seen = Observation(
+                step=self.step,
+                losses={"total": mel, "mel": mel},
+                grad_norm=float(np.exp(0.1 * self._rng.normal())),
+                learning_rate=1e-4,
+                attention=report(0.2) if self.step % 5 == 0 else None,
+            )
+            decision = show(manager, seen)
+            if decision is not None:
+                decisions.append(decision)
+        return decisions
+
+
+@modes
+@pytest.mark.parametrize("seed", range(3))
+def test_a_raise_that_makes_the_loss_diverge_is_taken_back(mode: str, seed: int) -> None:
+    manager, training = make_manager(mode=mode), Training(edge=2.0, seed=seed)
+    decisions = training.run(manager, 400)
+    too_high = next(d for d in decisions if d.after[LEARNING_RATE] > 2.0)
+    back = next(d for d in decisions if d.step > too_high.step and d.verdict in (Verdict.UNDO, Verdict.ROLL_BACK))
+    assert back.step - too_high.step <= 20
+    assert manager.knobs[LEARNING_RATE] <= 2.0
+    assert training.level < 3.0
+    tried_again = [d for d in decisions if d.step > back.step and d.after[LEARNING_RATE] > 2.0]
+    assert len(tried_again) <= 1  # the rate that hurt is remembered
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_rate_that_was_too_high_from_the_start_is_lowered_until_the_loss_falls(seed: int) -> None:
+    """A lowered rate is not taken back because the loss has not turned yet."""
+    manager, training = make_manager(mode="assist"), Training(edge=0.4, seed=seed)
+    decisions = training.run(manager, 300)
+    assert manager.knobs[LEARNING_RATE] <= 0.4 * 1.5
+    lowered = [d for d in decisions if d.after[LEARNING_RATE] < d.before[LEARNING_RATE]]
+    assert lowered
+    assert all(
+        d.after[LEARNING_RATE] <= d.before[LEARNING_RATE] or d.before[LEARNING_RATE] <= 0.4
+        for d in decisions
+        if d.verdict is Verdict.UNDO
+    )
+
+
+def test_a_long_watch_with_a_short_history_still_ends() -> None:
+    manager = make_manager(history_size=20, trial_steps=40, cooldown_steps=0)
+    verdicts = drive(manager, observations([Stretch(300, slope=-0.02)]))
+    assert sum(d.verdict is Verdict.ACCEPT and LEARNING_RATE in d.moves for d in verdicts) >= 3
+
+
+# damaged states
+
+
+def nodes(state: Any, path: tuple = ()) -> Iterator[tuple]:
+    """Paths to every value of a nested state, itself left out."""
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from nodes(value, (*path, key))
+
+
+def at(state: Any, path: tuple) -> Any:
+    for key in path:
+        state = state[key]
+    return state
+
+
+@lru_cache
+def state_on_trial() -> str:
+    manager = make_manager(history_size=10, trend_window=10)
+    drive(manager, observations([Stretch(60, slope=-0.05, attention=0.6)]))
+    assert manager.feedback.trial is not None
+    return json.dumps(manager.state_dict())
+
+
+# Whose keys are names of what a run happened to have: without one, a state is smaller, not damaged.
+FREE_KEYS = ("knobs", "series", "kept", "undone", "moves")
+# An agent without memory reads nothing.
+UNREAD = ("agents", "guided_attention")
+
+
+def damaged() -> Iterator[tuple[str, Any]]:
+    whole = json.loads(state_on_trial())
+    for path in nodes(whole):
+        if path == UNREAD:
+            continue
+        parent = at(whole, path[:-1])
+        long_list = isinstance(parent, list) and path[-1] > 0
+        if long_list or (len(path) > 3 and path[1] == "series" and path[2] != "mel"):
+            continue
+        wrong = copy.deepcopy(whole)
+        at(wrong, path[:-1])[path[-1]] = "x"
+        yield f"{path} is 'x'", wrong
+        if isinstance(parent, dict) and not (len(path) > 1 and path[-2] in FREE_KEYS):
+            missing = copy.deepcopy(whole)
+            del at(missing, path[:-1])[path[-1]]
+            yield f"{path} is missing", missing
+
+
+def test_a_damaged_state_is_refused_and_changes_nothing() -> None:
+    manager = make_manager(history_size=10, trend_window=10)
+    drive(manager, observations([Stretch(30, attention=0.3)], seed=5))
+    before = json.dumps(manager.state_dict())
+    accepted = []
+    for name, state in damaged():
+        try:
+            manager.load_state_dict(state)
+        except ValueError:
+            assert json.dumps(manager.state_dict()) == before, name
+        else:
+            accepted.append(name)
+            manager.load_state_dict(json.loads(before))
+    assert accepted == []
+
+
+@pytest.mark.parametrize("state", [{}, {"version": 2}, {"version": None}, [], None, "x", {"version": 1}])
+def test_what_is_no_state_of_this_version_is_refused(state: Any) -> None:
+    manager = make_manager()
+    before = json.dumps(manager.state_dict())
+    with pytest.raises(ValueError, match=r"version|damaged"):
+        manager.load_state_dict(state)
+    assert json.dumps(manager.state_dict()) == before
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "inf"])
+def test_a_knob_that_is_not_finite_is_refused_and_one_out_of_bounds_is_bounded(value: Any) -> None:
+    state = json.loads(state_on_trial())
+    state["knobs"][LEARNING_RATE] = value
+    with pytest.raises(ValueError, match="damaged"):
+        make_manager().load_state_dict(state)
+    state["knobs"][LEARNING_RATE] = 1e9
+    manager = make_manager()
+    manager.load_state_dict(state)
+    assert manager.knobs[LEARNING_RATE] == KNOBS[LEARNING_RATE].high
