@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+import platform
+import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import is_dataclass
 from enum import Enum
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO, Any
 
 JOURNAL_NAME = "journal.jsonl"
 FORMAT_VERSION = 1
+_VERSIONS_OF = ("tts-brain", "torch", "coqui-tts", "coqui-tts-trainer", "espnet")
 
 
 class Journal:
@@ -113,3 +118,12 @@ def find_journal(path: str | Path) -> Path:
             "(the brain writes RUN_FOLDER/brain/journal.jsonl)"
         )
     return places[-1]
+
+
+def versions() -> dict[str, str]:
+    """What the run is made with, for the start record; packages that are not installed are left out."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for name in _VERSIONS_OF:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

@@ -21,7 +21,16 @@ from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 
 from tts_brain.config import BrainConfig
 from tts_brain.pytorch.session import BrainSession
-from tts_brain.types import GATE_WEIGHT, GUIDED_SIGMA, KNOBS, TVERSKY_ALPHA, TVERSKY_BETA, Capabilities
+from tts_brain.types import (
+    GATE_WEIGHT,
+    GUIDED_SIGMA,
+    KNOBS,
+    TVERSKY_ALPHA,
+    TVERSKY_BETA,
+    Capabilities,
+    Decision,
+    Verdict,
+)
 from tts_brain_coqui.criterion import CriterionTap
 
 log = logging.getLogger("tts_brain")
@@ -98,7 +107,8 @@ class CoquiAdapter:
             setattr(trainer, name, wrapper)
         if trainer.continue_run:
             # The trainer resumes one step after the checkpoint's. A missing file is said as plainly as a torn one.
-            self.session.load(self._sidecar(trainer.total_steps_done - 1))
+            path = self._sidecar(trainer.total_steps_done - 1)
+            self.session.load(path, step_otherwise=trainer.total_steps_done // trainer.grad_accum_steps)
 
     def _make_session(self, config: BrainConfig) -> BrainSession:
         trainer = self._trainer
@@ -139,13 +149,12 @@ class CoquiAdapter:
             outputs, losses = self._host["train_step"](batch, *args, **kwargs)
         finally:
             self._in_step = False
+        decision = None
         if losses:
             with self.session.fence():
-                self._after_step(losses)
+                decision = self._after_step(losses)
         with self.session.fence():
-            if self._sidecar_due is not None:
-                self._save_sidecar(self._sidecar_due)
-                self._sidecar_due = None
+            self._finish_checkpoint(decision)
         return outputs, losses
 
     def _before_step(self, batch: Mapping[str, Any]) -> None:
@@ -159,7 +168,7 @@ class CoquiAdapter:
             {"reduction factor": int(trainer.model.decoder.r), "batch size": int(trainer.config.batch_size)}
         )
 
-    def _after_step(self, losses: Mapping[str, Any]) -> None:
+    def _after_step(self, losses: Mapping[str, Any]) -> Decision | None:
         raw = {"total": _number(self._criterion.host_total)}
         mel = [_number(losses[name]) for name in ("decoder_loss", "postnet_loss") if name in losses]
         if mel:
@@ -170,7 +179,7 @@ class CoquiAdapter:
             raw["guided"] = _number(losses["ga_loss"]) * self._criterion.tokens
         # 0 is what the host logs for a norm that was not finite, or not computed.
         norm = _number(losses.get("grad_norm", 0.0))
-        self.session.after_batch(
+        return self.session.after_batch(
             raw,
             grad_norm=norm if norm > 0.0 else None,
             learning_rate=_number(losses.get("current_lr", math.nan)),
@@ -193,6 +202,21 @@ class CoquiAdapter:
         else:
             with self.session.fence():
                 self._save_sidecar(self._trainer.total_steps_done)
+
+    def _finish_checkpoint(self, decision: Decision | None) -> None:
+        """The sidecar of a checkpoint that the host wrote in the step just done."""
+        if self._sidecar_due is None:
+            return
+        step, self._sidecar_due = self._sidecar_due, None
+        if decision is not None and decision.verdict is Verdict.ROLL_BACK:
+            # That checkpoint holds the weights that broke: it is written again, under the step it was written at.
+            trainer = self._trainer
+            now, trainer.total_steps_done = trainer.total_steps_done, step
+            try:
+                self._host["save_checkpoint"]()
+            finally:
+                trainer.total_steps_done = now
+        self._save_sidecar(step)
 
     def _on_save_best_model(self, *args: Any, **kwargs: Any) -> None:
         self._host["save_best_model"](*args, **kwargs)

@@ -163,6 +163,18 @@ def test_rolled_back_runs_go_on_slower(rolled_back: dict[str, Any]) -> None:
     assert not events(trainer, "fault")
 
 
+def test_a_checkpoint_of_the_rollback_step_holds_what_was_restored(corpus: Path, tmp_path: Path) -> None:
+    """The host writes it before the brain has seen the step; the sidecar beside it says "rolled back"."""
+    config = make_config(corpus, tmp_path, model="tacotron", brain=quick(), save_checkpoints=True, save_step=5)
+    trainer = train(config, 6, {3, 4, 5})
+    (event,) = events(trainer, "rollback")
+    assert event["step"] == 6  # the host counts from 0: its step 5
+    saved = torch.load(trainer.output_path / "checkpoint_5.pth")
+    assert saved["step"] == 5 and trainer.total_steps_done == 6
+    assert_same(saved["model"], weights(trainer))
+    assert (trainer.output_path / "brain" / "state_5.safetensors").exists()
+
+
 def test_without_a_snapshot_a_rollback_says_so(corpus: Path, tmp_path: Path) -> None:
     config = make_config(corpus, tmp_path, model="tacotron", brain=quick(decide_every=50))
     trainer = train(config, 5, {1, 2, 3})

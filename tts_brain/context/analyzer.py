@@ -20,7 +20,6 @@ _NAN = float("nan")
 # About what float32 can hold. A host that reports more is as lost as one that reports infinity, and sums and squares of
 # it would overflow all the way down.
 _LARGEST = 1e38
-_MOST_DROP = 1e6
 
 
 class ContextAnalyzer:
@@ -157,11 +156,11 @@ class ContextAnalyzer:
         self.phases.update(smooth, loss.z, self._drop(loss))
 
     def _drop(self, loss: Trend) -> float:
-        """How far the loss has come down, in units of its noise, in [0, _MOST_DROP]."""
+        """How far the loss has come down, in units of its noise."""
         if self._first_level is None or not self._first_level > loss.level:
             return 0.0
         fallen = self._first_level - loss.level
-        return fallen / loss.noise if fallen < _MOST_DROP * loss.noise else _MOST_DROP
+        return fallen / loss.noise if loss.noise > 0.0 else math.inf
 
     def state_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and strings."""

@@ -24,6 +24,7 @@ _CENTRES = np.array([0.5, 1.5, 2.5, 3.5])
 _SIGMA = 0.3
 # Loss features may tip the scales near a boundary but never overrule the attention far from one.
 _LOSS_VARIANCE_FLOOR = 1.0
+_MOST_DROP = 1e6
 _REFIT_EVERY = 20
 
 
@@ -77,14 +78,14 @@ class PhaseClassifier:
         Args:
             attention_diag: in [0, 1]; a value that is not finite changes nothing.
             loss_fall_z: ``z`` of the loss trend, negative when it falls.
-            loss_drop: how far the loss has come down since the start, in units of its noise; 0 or more.
+            loss_drop: how far the loss has come down since the start, in units of its noise; infinity without any noise.
 
         A loss feature that is not a number counts as 0.
         """
         if not np.isfinite(attention_diag):
             return
         loss_fall_z, loss_drop = (0.0 if np.isnan(v) else v for v in (loss_fall_z, loss_drop))
-        fall, drop = np.tanh(loss_fall_z / 4), np.log10(1.0 + max(loss_drop, 0.0))
+        fall, drop = np.tanh(loss_fall_z / 4), np.log10(1.0 + min(max(loss_drop, 0.0), _MOST_DROP))
         x = [phase_coordinate(attention_diag), float(fall), float(drop)]
         self._history.append(x)
         self._seen += 1

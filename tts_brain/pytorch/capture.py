@@ -1,11 +1,14 @@
-"""A few utterances of a batch, measured off the graph."""
+"""What is taken from a batch on the device: a few utterances' attention, the stop token's counts."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from tts_brain.attention.metrics import measure
+from tts_brain.types import StopTokenCounts
 
 
 def measure_some(attention: Tensor, frame_lengths: Tensor, token_lengths: Tensor, utterances: int) -> Tensor:
@@ -25,3 +28,26 @@ def measure_some(attention: Tensor, frame_lengths: Tensor, token_lengths: Tensor
         frame_lengths.to(attention.device)[rows],
         token_lengths.to(attention.device)[rows],
     )
+
+
+class StopTally:
+    """Sums of soft counts on the device, read once per decision."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, true_positive: Tensor, false_positive: Tensor, false_negative: Tensor) -> None:
+        """Three scalars of one batch; detached here."""
+        new = torch.stack([true_positive, false_positive, false_negative]).detach()
+        self._sums = new if self._sums is None else self._sums + new
+
+    def take(self) -> StopTokenCounts | None:
+        """Shares since the last call, None if nothing came; the counts are shares of all errors and hits."""
+        if self._sums is None:
+            return None
+        hit, false, missed = self._sums.tolist()
+        self._sums = None
+        whole = hit + false + missed
+        if not (math.isfinite(whole) and whole > 0.0):
+            return None
+        return StopTokenCounts(hit / whole, false / whole, missed / whole)

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import logging
 import math
-import platform
-import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +22,10 @@ from torch import Tensor
 from tts_brain.attention.metrics import report
 from tts_brain.config import BrainConfig
 from tts_brain.feedback.rollback import RandomStates, RollbackManager, Stateful
-from tts_brain.journal import FORMAT_VERSION, Journal, to_plain
+from tts_brain.journal import FORMAT_VERSION, Journal, to_plain, versions
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.pytorch.buffers import BufferGuard
-from tts_brain.pytorch.capture import measure_some
+from tts_brain.pytorch.capture import StopTally, measure_some
 from tts_brain.pytorch.optimizer import OptimizerTap
 from tts_brain.report.terminal import one_decision
 from tts_brain.statefile import StateFileError, load_state, save_state
@@ -40,7 +37,6 @@ from tts_brain.types import (
     Decision,
     Mode,
     Observation,
-    StopTokenCounts,
     Verdict,
 )
 
@@ -48,7 +44,6 @@ log = logging.getLogger("tts_brain")
 
 SIDECAR_KIND = "brain"
 SIDECAR_VERSION = 1
-_VERSIONS_OF = ("tts-brain", "torch", "coqui-tts", "coqui-tts-trainer", "espnet")
 
 
 @dataclass
@@ -307,8 +302,11 @@ class BrainSession:
         state = {"step": self.step, "regime": self._regime, "manager": self.manager.state_dict()}
         save_state(path, state, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
 
-    def load(self, path: Path) -> bool:
+    def load(self, path: Path, *, step_otherwise: int = 0) -> bool:
         """Go on from a sidecar. One that cannot be used is reported and left as it is; the brain then starts afresh.
+
+        Args:
+            step_otherwise: the step a fresh start counts from; the journal keeps what stands before it.
 
         Returns:
             True when the decisions continue.
@@ -321,6 +319,7 @@ class BrainSession:
             ours = isinstance(error, StateFileError)  # these name the file and say what to do
             reason = str(error) if ours else f"{path}: {error}; delete the file to start the brain afresh"
             log.error("[brain] cannot go on from the earlier run, the brain starts afresh: %s", reason)
+            self.step = step_otherwise
             self._start()
             self._event("resume_failed", reason)
             return False
@@ -355,7 +354,7 @@ class BrainSession:
             "mode": self.config.mode,
             "config": self.config.to_dict(),
             "capabilities": self.manager.capabilities,
-            "versions": _versions(),
+            "versions": versions(),
         }
         self.journal.write("start", record)
 
@@ -379,38 +378,5 @@ class BrainSession:
         self._dashboard(self.step, values)
 
 
-class StopTally:
-    """Sums of soft counts on the device, read once per decision."""
-
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None
-
-    def add(self, true_positive: Tensor, false_positive: Tensor, false_negative: Tensor) -> None:
-        """Three scalars of one batch; detached here."""
-        new = torch.stack([true_positive, false_positive, false_negative]).detach()
-        self._sums = new if self._sums is None else self._sums + new
-
-    def take(self) -> StopTokenCounts | None:
-        """Shares since the last call, None if nothing came; the counts are shares of all errors and hits."""
-        if self._sums is None:
-            return None
-        hit, false, missed = self._sums.tolist()
-        self._sums = None
-        whole = hit + false + missed
-        if not (math.isfinite(whole) and whole > 0.0):
-            return None
-        return StopTokenCounts(hit / whole, false / whole, missed / whole)
-
-
 def _finite_or_none(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": sys.platform}
-    for name in _VERSIONS_OF:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
