@@ -130,9 +130,10 @@ class ContextAwareTrainingManager:
 
     def _decide(self, context: TrainingContext) -> Decision:
         broken = self._broken(context)
-        if broken is not None:
+        # Where nothing is rolled back, the agents do what they can: a rising loss lowers the rate.
+        if broken is not None and self.mode is Mode.FULL and not self._gave_up:
             return self._on_broken(context, broken)
-        if context.step - self._healthy_since > self.config.snapshot_every:
+        if broken is None and context.step - self._healthy_since > self.config.snapshot_every:
             self._rollbacks_in_a_row = 0
         undo = self._judge_trial(context)
         if undo is not None:
@@ -151,10 +152,6 @@ class ContextAwareTrainingManager:
 
     def _on_broken(self, context: TrainingContext, reason: str) -> Decision:
         limit = self.config.max_rollbacks_in_a_row
-        if self.mode is not Mode.FULL:
-            return self._hold(context, f"{reason}; mode {self.mode.value!r} does not roll back")
-        if self._gave_up:
-            return self._hold(context, f"{reason}; rolling back was given up")
         if self._rollbacks_in_a_row >= limit:
             self._gave_up = True
             text = (
