@@ -78,7 +78,7 @@ def test_a_text_length_without_sense_is_left_out(value: float) -> None:
     assert analyzer.context().text_length == pytest.approx(40.0)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([2.0**-10, 0.25, 8.0, 2.0**20]))
 def test_the_unit_of_the_losses_bears_on_nothing_but_levels(seed: int, scale: float) -> None:
     contexts = [after(observations(EVENTFUL, seed, s)).context() for s in (1.0, scale)]
@@ -108,7 +108,7 @@ def test_no_series_outgrows_the_history() -> None:
     assert len(json.dumps(analyzer.state_dict())) < 40_000
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(st.integers(1, 299), st.integers(0, 1000))
 def test_a_saved_state_continues_alike(cut: int, seed: int) -> None:
     stream = list(observations(EVENTFUL, seed))

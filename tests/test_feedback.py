@@ -49,8 +49,8 @@ def test_a_move_after_which_the_loss_stands_lower_is_kept(seed: int, fall: float
 
 
 def test_on_noise_alone_a_move_is_seldom_condemned() -> None:
-    condemned = sum(judged(flat(2.0, s), flat(2.0, s + 10_000)).kept is False for s in range(300))
-    assert condemned / 300 < 0.08
+    condemned = sum(judged(flat(2.0, s), flat(2.0, s + 10_000)).kept is False for s in range(200))
+    assert condemned / 200 < 0.08
 
 
 @pytest.mark.parametrize("slope", [0.02, 0.05, 0.2])
@@ -148,13 +148,13 @@ def watched(values, feedback: FeedbackLoopManager | None = None, every: int = 5,
     return [s for s in said if s]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seeds, st.floats(-0.02, 0.0))
 def test_noise_and_a_falling_loss_are_no_divergence(seed: int, slope: float) -> None:
     assert watched(4.0 + slope * np.arange(400) + noise(seed, 400)) == []
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seeds, st.floats(1.0, 1e6), st.integers(1, 4))
 def test_a_few_bad_batches_are_no_divergence(seed: int, spike: float, count: int) -> None:
     values = flat(2.0, seed, 200)
@@ -162,14 +162,14 @@ def test_a_few_bad_batches_are_no_divergence(seed: int, spike: float, count: int
     assert watched(values, every=1) == []
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seeds, st.floats(1.0, 1e6))
 def test_a_loss_that_leaves_for_good_is_a_divergence(seed: int, rise: float) -> None:
     said = watched([*flat(2.0, seed, 60), *flat(2.0 + rise, seed + 1, 20)])
     assert said and "noise widths above its best" in said[0]
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seeds, st.sampled_from([2.0**-20, 0.25, 1024.0]), st.integers(-100, 100))
 def test_shift_and_scale_change_no_alarm(seed: int, scale: float, shift: int) -> None:
     values = np.concatenate([flat(2.0, seed, 60), 2.0 + 0.05 * np.arange(40) + noise(seed, 40)])
@@ -191,7 +191,7 @@ def test_an_alignment_lost_for_long_is_an_alarm_and_a_short_dip_is_not() -> None
     assert not any(lost([0.4] * 10 + [0.05] * 40))  # it never was aligned
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seeds, st.floats(0.5, 0.95))
 def test_an_alignment_that_wavers_is_no_alarm(seed: int, level: float) -> None:
     wavering = np.clip(level + 0.1 * np.random.default_rng(seed).normal(size=200), 0, 1)
@@ -201,7 +201,7 @@ def test_an_alignment_that_wavers_is_no_alarm(seed: int, level: float) -> None:
 # state
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seeds, st.integers(1, 79), st.floats(-0.5, 0.5))
 def test_a_saved_state_continues_alike(seed: int, cut: int, change: float) -> None:
     series = numbered([*flat(2.0, seed), *flat(2.0 + change, seed + 1, 60)])

@@ -66,7 +66,7 @@ modes = pytest.mark.parametrize("mode", ["assist", "full"])
 
 
 @modes
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(course=stretches, seed=seeds, rate=st.sampled_from([0.1, 1.0]))
 def test_every_decision_keeps_every_knob_in_bounds_and_within_its_ratio(
     mode: str, course: list, seed: int, rate: float
@@ -155,19 +155,19 @@ def run_with_states(seed: int) -> tuple[list[Observation], dict[int, Any], dict[
     return stream, decisions, states
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.integers(0, 2), st.integers(0, 299))
+@settings(max_examples=6, deadline=None)
+@given(st.integers(0, 1), st.integers(0, 299))
 def test_a_resume_at_any_cut_changes_no_decision(seed: int, cut: int) -> None:
     stream, decisions, states = run_with_states(seed)
     manager = make_manager()
     manager.load_state_dict(json.loads(states[cut]))
     assert json.dumps(manager.state_dict()) == states[cut]
-    later = drive(manager, stream[cut : cut + 120])
-    assert plain(later) == [d for step, d in decisions.items() if cut < step <= cut + 120]
+    later = drive(manager, stream[cut : cut + 80])
+    assert plain(later) == [d for step, d in decisions.items() if cut < step <= cut + 80]
 
 
 def test_the_eventful_run_holds_every_kind_of_decision() -> None:
-    seen = {d["verdict"] for seed in range(3) for d in run_with_states(seed)[1].values()}
+    seen = {d["verdict"] for seed in range(2) for d in run_with_states(seed)[1].values()}
     assert {"accept", "hold", "undo", "roll_back"} <= seen
 
 
@@ -187,7 +187,7 @@ def proposals(decisions: list[Decision]) -> list[list[dict[str, float]]]:
     return [[dict(p.moves) for p in d.proposals] for d in decisions]
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(seeds, st.sampled_from([2.0**-12, 4.0, 2.0**12]))
 def test_the_unit_of_the_losses_changes_no_decision(seed: int, scale: float) -> None:
     was, now = (drive(make_manager(), observations(EVENTFUL, seed, s)) for s in (1.0, scale))
@@ -195,10 +195,9 @@ def test_the_unit_of_the_losses_changes_no_decision(seed: int, scale: float) -> 
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(3.7, 0.0), (1.0, -100.0), (0.01, 7.0)])
-@pytest.mark.parametrize("seed", range(2))
-def test_shift_and_scale_of_the_losses_change_no_proposal(seed: int, scale: float, shift: float) -> None:
-    was = drive(make_manager(), observations(EVENTFUL, seed))
-    now = drive(make_manager(), observations(EVENTFUL, seed, scale, shift))
+def test_shift_and_scale_of_the_losses_change_no_proposal(scale: float, shift: float) -> None:
+    was = drive(make_manager(), observations(EVENTFUL))
+    now = drive(make_manager(), observations(EVENTFUL, 0, scale, shift))
     assert [d.verdict for d in was] == [d.verdict for d in now]
     for old, new in zip(proposals(was), proposals(now), strict=True):
         assert new == [pytest.approx(moves, rel=1e-6) for moves in old]
@@ -222,8 +221,8 @@ any_observation = st.builds(
 )
 
 
-@settings(max_examples=20, deadline=None)
-@given(st.lists(any_observation, min_size=1, max_size=15), seeds)
+@settings(max_examples=15, deadline=None)
+@given(st.lists(any_observation, min_size=1, max_size=10), seeds)
 def test_no_float_anywhere_in_an_observation_raises(strange: list[Observation], seed: int) -> None:
     manager = make_manager(decide_every=1, trial_steps=3, cooldown_steps=0)
     plausible = observations([Stretch(60, slope=-0.05, attention=0.4)], seed)
@@ -266,8 +265,8 @@ def test_in_observe_nothing_is_applied_and_the_wishes_are_written() -> None:
 
 
 def test_every_decision_says_why() -> None:
-    for mode in (Mode.OBSERVE, Mode.FULL):
-        assert all(d.reason.strip() for d in drive(make_manager(mode=mode.value), observations(EVENTFUL, 1)))
+    for mode in Mode:
+        assert all(d.reason.strip() for d in drive(make_manager(mode=mode.value), observations(EVENTFUL[1:5], 1)))
 
 
 # trouble
