@@ -301,6 +301,14 @@ def test_after_so_many_rollbacks_in_a_row_it_stops_and_says_what_to_look_at(most
     assert verdicts.index(Verdict.STOP) > max((i for i, v in enumerate(verdicts) if v is Verdict.ROLL_BACK), default=0)
 
 
+def test_after_a_long_healthy_stretch_rolling_back_is_taken_up_again() -> None:
+    manager = make_manager(max_rollbacks_in_a_row=1, snapshot_every=50, decide_every=1)
+    course = [Stretch(60), Stretch(12, bad=1.0), Stretch(80), Stretch(3, bad=1.0)]
+    decisions = drive(manager, observations(course))
+    stop = next(d.step for d in decisions if d.verdict is Verdict.STOP)
+    assert any(d.verdict is Verdict.ROLL_BACK and d.step > stop + 50 for d in decisions)
+
+
 def test_rollbacks_far_apart_are_not_in_a_row() -> None:
     manager = make_manager(max_rollbacks_in_a_row=1, snapshot_every=50, decide_every=1)
     course = [Stretch(60), Stretch(3, bad=1.0)] * 3

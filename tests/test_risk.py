@@ -75,3 +75,11 @@ def test_the_record_comes_back_and_a_damaged_one_is_refused() -> None:
         with pytest.raises(ValueError):
             other.load_state_dict({"kept": {}, "undone": {"learning_rate:up": wrong}})
     assert other.state_dict() == risk.state_dict()
+
+
+def test_a_vetoed_kind_of_move_is_tried_again_some_day() -> None:
+    risk = taught([False] * 4)
+    assert of_raise(risk) > 0.4
+    for _ in range(200):
+        risk.fade()
+    assert of_raise(risk) < 0.3

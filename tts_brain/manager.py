@@ -123,6 +123,7 @@ class ContextAwareTrainingManager:
         """Take one decision and make it the manager's own: ``knobs`` holds the new values afterwards."""
         context = self.context()
         self._last_decision = context.step
+        self.risk.fade()
         decision = self._decide(context)
         if decision.applied:
             self.knobs = dict(decision.after)
@@ -133,8 +134,10 @@ class ContextAwareTrainingManager:
         # Where nothing is rolled back, the agents do what they can: a rising loss lowers the rate.
         if broken is not None and self.mode is Mode.FULL and not self._gave_up:
             return self._on_broken(context, broken)
-        if broken is None and context.step - self._healthy_since > self.config.snapshot_every:
-            self._rollbacks_in_a_row = 0
+        if broken is not None:
+            self._healthy_since = context.step
+        elif context.step - self._healthy_since > self.config.snapshot_every:
+            self._rollbacks_in_a_row, self._gave_up = 0, False
         undo = self._judge_trial(context)
         if undo is not None:
             return undo

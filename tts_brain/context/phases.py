@@ -124,9 +124,9 @@ def _rows(rows: Any) -> list[list[float]]:
 
 
 def _likelihood(mixture: GaussianMixture, x: np.ndarray) -> np.ndarray:
-    """Of one row under each component, up to a factor; the weights are equal, so ``mixture.predict_proba`` says the same.
+    """Of one row under each component, up to a factor.
 
-    That one checks its input at length, twenty times as long as this takes.
+    With equal weights ``mixture.predict_proba`` says the same, but checks its input twenty times as long as this takes.
     """
     squares = (x - mixture.means_) ** 2 * mixture.precisions_
     logs = 0.5 * np.sum(np.log(mixture.precisions_) - squares, axis=1)

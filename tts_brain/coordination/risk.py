@@ -12,6 +12,8 @@ from tts_brain.types import KNOBS, TrainingContext
 # Beta(1, 5) prior: before anything was tried, one move in six is expected to hurt.
 _PRIOR_BAD = 1.0
 _PRIOR_GOOD = 5.0
+# Half of what was learned is forgotten after 70 decisions: phases differ in what they bear.
+_MEMORY = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,14 @@ class RiskAssessor:
         base = (_PRIOR_BAD + undone) / (_PRIOR_BAD + _PRIOR_GOOD + undone + kept)
         size = min(abs(math.log(new / old)) / math.log(KNOBS[name].max_ratio), 1.0)
         probability = min(1.0, base * size * (1.0 + 5.0 * context.grad_spikes * (new > old)))
-        return Risk(
-            probability, f"{name} {'up' if new > old else 'down'}: {undone:g} of {undone + kept:g} such moves hurt"
-        )
+        way = "up" if new > old else "down"
+        return Risk(probability, f"{name} {way}: about {undone:.0f} of {undone + kept:.0f} such moves hurt")
+
+    def fade(self) -> None:
+        """Forget a little; once per decision. A kind of move that is vetoed could else never show a change."""
+        for book in (self._kept, self._undone):
+            for kind in book:
+                book[kind] *= _MEMORY
 
     def learn(self, moves: Mapping[str, tuple[float, float]], *, kept: bool) -> None:
         """Take in how a move ended; moves under a tenth of ``max_ratio`` are not blamed nor credited."""

@@ -268,9 +268,10 @@ class BrainSession:
     def _maybe_snapshot(self) -> None:
         newest = self._snapshots.steps[-1] if self._snapshots.steps else None
         far_enough = newest is None or self.step - newest >= self.config.snapshot_every
-        healthy = self.manager.analyzer.nonfinite_run == 0 and self.manager.feedback.trial is None
+        on_trial = self.manager.feedback.trial is not None
         # A first one at once, so that an early break has something to go back to.
-        if not far_enough or self._snapshot_refused or (newest is not None and not healthy):
+        finite = self.manager.analyzer.nonfinite_run == 0
+        if not (far_enough and finite) or self._snapshot_refused or (newest is not None and on_trial):
             return
         if not self._snapshots.take(self.step, self._parts):
             self._snapshot_refused = True
@@ -334,10 +335,12 @@ class BrainSession:
         """Take off all hooks and end the journal."""
         for tap in self._taps:
             tap.detach()
-        if self._started:
-            self.journal.write("end", {"step": self.step, "message": message})
-        self.journal.close()
         self.active = False
+        try:
+            if self._started:
+                self.journal.write("end", {"step": self.step, "message": message})
+        finally:
+            self.journal.close()
 
     def _start(self) -> None:
         if self._started:
