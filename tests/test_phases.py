@@ -1,5 +1,6 @@
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tts_brain.context.phases import PhaseClassifier, phase_coordinate
+from tts_brain.context.trends import trend
 from tts_brain.types import PHASE_LIMITS, TrainingPhase
 
 MIDDLES = (0.05, 0.3, 0.6, 0.85)
@@ -152,3 +154,27 @@ def test_a_damaged_state_is_refused_whole(damage: dict) -> None:
 def test_the_phases_are_four() -> None:
     with pytest.raises(ValueError, match="write 4"):
         PhaseClassifier(components=5)
+
+
+# A real run: step, attention_diag, mel loss every ten steps (benchmarks/results/first-light-kathleen-300.json).
+RECORDED = json.loads((Path(__file__).parent / "data" / "kathleen_trace.json").read_text(encoding="utf-8"))["rows"]
+FALLS = [trend(range(i + 1), [mel for *_, mel in RECORDED[: i + 1]]).z for i in range(len(RECORDED))]
+
+
+def test_on_a_recorded_run_it_passes_the_phases_in_order() -> None:
+    values = [a for _, a, _ in RECORDED]
+    bare = [TrainingPhase.from_attention_diag(v).index for v in values]
+    said = [phase.index for phase in follow(values, FALLS)]
+    assert said == sorted(said) and (said[0], said[-1]) == (0, bare[-1])
+    assert 0 <= said.index(1) - bare.index(1) <= 3, "how late, in measurements"
+
+
+def test_on_a_recorded_run_under_noise_it_chatters_less() -> None:
+    ours = theirs = 0
+    for seed in range(5):
+        noise = np.random.default_rng(seed).normal(0.0, 0.03, (len(RECORDED), 8))
+        values = [np.clip(a + n, 0.0, 1.0) for (_, a, _), row in zip(RECORDED, noise, strict=True) for n in row]
+        ours += switches(follow(values, np.repeat(FALLS, 8)))
+        theirs += switches([TrainingPhase.from_attention_diag(v) for v in values])
+    print(f"recorded run with noise: thresholds switch {theirs} times, the classifier {ours}")
+    assert ours <= 0.5 * theirs
