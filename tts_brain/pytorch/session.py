@@ -268,10 +268,10 @@ class BrainSession:
     def _maybe_snapshot(self) -> None:
         newest = self._snapshots.steps[-1] if self._snapshots.steps else None
         far_enough = newest is None or self.step - newest >= self.config.snapshot_every
-        on_trial = self.manager.feedback.trial is not None
-        # A first one at once, so that an early break has something to go back to.
-        finite = self.manager.analyzer.nonfinite_run == 0
-        if not (far_enough and finite) or self._snapshot_refused or (newest is not None and on_trial):
+        healthy = self.manager.analyzer.nonfinite_run == 0 and self.manager.feedback.trial is None
+        # A first one at once, so that an early break has something to go back to: in a bad stretch too, as the guard
+        # has kept its weights and statistics finite.
+        if not far_enough or self._snapshot_refused or (newest is not None and not healthy):
             return
         if not self._snapshots.take(self.step, self._parts):
             self._snapshot_refused = True
