@@ -134,8 +134,7 @@ def test_restore_is_a_new_run(first: Run, tmp_path: Path) -> None:
     session = trainer.brain.session
     assert session.step == 0 and session.knobs["guided_weight"] == 4.5 and session.knobs["learning_rate"] == 1.0
     trainer._fit()
-    steps = [r["step"] for r in records(trainer, "observation")]
-    assert (steps[0], steps[-1]) == (1, 8), "what the journal held of the earlier session is still told"
+    assert [r["step"] for r in records(trainer, "observation")] == [1]
     assert not records(trainer, "event")
 
 
