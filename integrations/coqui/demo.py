@@ -19,7 +19,7 @@ from tts_brain.report.html import write_report
 from tts_brain_coqui.corpus import CorpusError, load_ljspeech
 from tts_brain_coqui.demo_report import as_json, report_data, summarise, table
 
-_DEFAULT_STEPS = 120
+_DEFAULT_STEPS = 110
 _GRACE_S = 20
 
 
@@ -109,7 +109,7 @@ def _arms(args: argparse.Namespace, data: Path, clips: int) -> dict[str, dict[st
         "batch_size": args.batch_size,
         "reduction_factor": args.reduction_factor,
         "held_out": max(2, min(12, clips // 8)),
-        "measure_every": max(5, args.steps // 12 // 5 * 5),
+        "measure_every": max(5, 5 * round(args.steps / 60)),
         "config": {} if args.host_schedule else {"lr": 1e-3, "lr_scheduler": None},
     }
     return {
