@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tts_brain_coqui.corpus import CorpusError, ljspeech_any, load_ljspeech, register
+from tts_brain.corpus import CorpusError, load_ljspeech
+from tts_brain_coqui.corpus import ljspeech_any, register
 
 KATHLEEN = Path(__file__).resolve().parents[2] / "shared" / "data" / "kathleen-en-us"
 

@@ -15,8 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tts_brain.corpus import CorpusError, load_ljspeech
 from tts_brain.report.html import write_report
-from tts_brain_coqui.corpus import CorpusError, load_ljspeech
 from tts_brain_coqui.demo_report import as_json, report_data, summarise, table
 
 _DEFAULT_STEPS = 110

@@ -16,8 +16,9 @@ from TTS.config.shared_configs import BaseAudioConfig, BaseDatasetConfig
 from TTS.tts.datasets import load_tts_samples
 from TTS.tts.models.tacotron2 import Tacotron2
 
+from tts_brain.corpus import CorpusError, load_ljspeech
 from tts_brain_coqui import Tacotron2Config
-from tts_brain_coqui.corpus import CorpusError, load_ljspeech, register
+from tts_brain_coqui.corpus import register
 
 
 def main() -> None:
