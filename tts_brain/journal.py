@@ -51,6 +51,19 @@ class Journal:
             self._file = None
 
 
+class NoJournal:
+    """Stands in where another process of the run keeps the journal."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL_NAME
+
+    def write(self, kind: str, record: Any) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
 def _drop_torn_tail(path: Path) -> None:
     if not path.exists():
         return

@@ -37,7 +37,7 @@ from tts_brain.types import (
 )
 
 STATE_VERSION = 1
-_NONFINITE_LIMIT = 3
+NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
 # In natural logarithms: below the first nothing is said to move, above the second a move is put on trial. What lies
 # between is the smooth drift of a law that reverses itself.
 _SMALL_MOVE = 0.005
@@ -112,7 +112,7 @@ class ContextAwareTrainingManager:
     def due(self, step: int) -> bool:
         """Is it time to decide? Every ``decide_every`` steps, and at once when nothing is finite any more."""
         return step - self._last_decision >= self.config.decide_every or (
-            self.analyzer.nonfinite_run == _NONFINITE_LIMIT
+            self.analyzer.nonfinite_run == NONFINITE_LIMIT
         )
 
     def context(self) -> TrainingContext:
@@ -149,7 +149,7 @@ class ContextAwareTrainingManager:
         return self._weigh(context, proposals)
 
     def _broken(self, context: TrainingContext) -> str | None:
-        if context.nonfinite_run >= _NONFINITE_LIMIT:
+        if context.nonfinite_run >= NONFINITE_LIMIT:
             return f"{context.nonfinite_run} steps in a row were not finite"
         return self.feedback.broken(context, self.analyzer.series(self.loss_name))
 
@@ -246,6 +246,11 @@ class ContextAwareTrainingManager:
             evidence=dict(evidence or {}),
             applied=applied,
         )
+
+    @property
+    def last_decision(self) -> int:
+        """Step of the newest decision, 0 before the first."""
+        return self._last_decision
 
     @property
     def rollbacks_in_a_row(self) -> int:

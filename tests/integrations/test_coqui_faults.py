@@ -233,7 +233,7 @@ def test_after_a_fault_no_knob_is_left_turned(corpus: Path, tmp_path: Path, monk
     assert [ours == host for ours, host in losses] == [False, False, True, True]
 
 
-@pytest.mark.parametrize("where", ["see_attention", "see_regime", "_observe", "save"])
+@pytest.mark.parametrize("where", ["see_attention", "see_regime", "_take_in", "save"])
 def test_a_fault_anywhere_is_fenced(where: str, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BrainSession, where, broken)
     config = make_config(

@@ -136,6 +136,10 @@ class RollbackManager:
         self._sizes[step] = size
         return True
 
+    def newest(self, before: int | None = None) -> int | None:
+        """The step of the newest snapshot, or of the newest at or before step ``before``; None without one."""
+        return max((held for held in self._sizes if before is None or held <= before), default=None)
+
     def restore(self, parts: Mapping[str, Stateful | None], *, before: int | None = None) -> int | None:
         """Put the newest snapshot back into ``parts``, or the newest at or before step ``before``.
 

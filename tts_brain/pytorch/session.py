@@ -1,8 +1,13 @@
 """What every PyTorch host's adapter shares: the manager with its journal, knobs, guard, snapshots and sidecar.
 
-An adapter has four duties — show what a step did (``after_step``), turn the knobs (read ``knobs``), save and load
+An adapter has four duties — show what a step did (``after_batch``), turn the knobs (read ``knobs``), save and load
 (``save``, ``load``), and detach (``close``) — and one promise, kept here: a fault of the brain is written down, the
 brain steps aside, the training goes on.
+
+In a data-parallel run every rank has a session. They meet once per decision: what each saw since the last meeting is
+merged (``coordination/consensus.py``), every rank decides on the same, and a checksum of the outcome is compared. A
+rank that fails keeps its knobs until the next meeting, where all step aside together: until then, and after it, all
+train with the same values. So whether ranks meet at a step hangs only on what the host makes all of them see alike.
 """
 
 from __future__ import annotations
@@ -10,23 +15,26 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tts_brain.attention.metrics import report
 from tts_brain.config import BrainConfig
-from tts_brain.feedback.rollback import RandomStates, RollbackManager, Stateful
-from tts_brain.journal import FORMAT_VERSION, Journal, to_plain, versions
-from tts_brain.manager import ContextAwareTrainingManager
+from tts_brain.coordination.consensus import digest, median_of_ranks, pack, row_width, unpack
+from tts_brain.feedback.rollback import RandomStates, Stateful
+from tts_brain.journal import FORMAT_VERSION, Journal, NoJournal, to_plain, versions
+from tts_brain.manager import NONFINITE_LIMIT, ContextAwareTrainingManager
 from tts_brain.pytorch.buffers import BufferGuard
 from tts_brain.pytorch.capture import StopTally, measure_some
 from tts_brain.pytorch.optimizer import OptimizerTap
+from tts_brain.pytorch.ranks import Ranks
+from tts_brain.pytorch.rescue import Rescue
+from tts_brain.pytorch.step import StepUnderWay
 from tts_brain.report.terminal import one_decision
 from tts_brain.statefile import StateFileError, load_state, save_state
 from tts_brain.types import (
@@ -46,16 +54,6 @@ SIDECAR_KIND = "brain"
 SIDECAR_VERSION = 1
 
 
-@dataclass
-class _Step:
-    """What has been seen of the optimizer step under way; several batches under gradient accumulation."""
-
-    sums: dict[str, float]
-    batches: int = 0
-    attention: Tensor | None = None
-    healed: list[str] = field(default_factory=list)
-
-
 class BrainSession:
     """One run under one brain.
 
@@ -66,9 +64,15 @@ class BrainSession:
         optimizers: hooked; the first one's steps are counted.
         model: its weights are guarded and, with ``parts``, snapshot.
         parts: what else a snapshot holds (optimizers, schedulers, scaler); a part that is None is left out. The brain
-            and the random states are added.
+            and the random states are added. A gradient scaler must be called ``scaler``.
         host_values: the host's own values of knobs whose neutral value only it knows.
         dashboard: called once per decision with (step, values) for the host's own logger.
+        ranks: the processes of a data-parallel run; each makes its own session, at the same point.
+
+    Attributes:
+        active: False once the brain has stepped aside.
+        step: optimizer steps so far.
+        parts: as given, and may be added to before the first step.
 
     Raises:
         OSError: ``folder`` cannot be written.
@@ -85,32 +89,33 @@ class BrainSession:
         parts: Mapping[str, Stateful | None],
         host_values: Mapping[str, float] | None = None,
         dashboard: Callable[[int, Mapping[str, float]], None] | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.config = config
         self.folder = folder
-        self.journal = Journal(folder)
         self.manager = ContextAwareTrainingManager(config, capabilities, host_values)
         self.active = True
         self.step = 0
-        self._dashboard = dashboard
-        self._taps = [OptimizerTap(o, guard=self.manager.moves_allowed, on_fault=self.fault) for o in optimizers]
-        self._steps_seen = 0
-        self._seen = _Step({})
-        self._stop = StopTally()
-        self._buffers = BufferGuard(model) if self.manager.moves_allowed else None
-        self._parts: dict[str, Stateful | None] = {
+        self.parts: dict[str, Stateful | None] = {
             **parts,
             "model": model,
             "random": RandomStates(),
             "brain": self.manager,
         }
-        self._snapshots = RollbackManager(
-            snapshots=config.snapshots,
-            budget_mb=config.snapshot_budget_mb,
-            place=config.snapshot_place,
-            folder=folder / "snapshots" if config.snapshot_place == "disk" else None,
-        )
-        self._snapshot_refused = False
+        self._ranks = ranks or Ranks()
+        self.journal = Journal(folder) if self._ranks.first else NoJournal(folder)
+        self._dashboard = dashboard
+        self._taps = [OptimizerTap(o, guard=self.manager.moves_allowed, on_fault=self.fault) for o in optimizers]
+        self._steps_seen = 0
+        self._under_way = StepUnderWay()
+        self._total = 0.0
+        self._stop = StopTally()
+        self._buffers = BufferGuard(model) if self.manager.moves_allowed else None
+        self._rescue = Rescue(self.manager, self.parts, folder / "snapshots", self._ranks)
+        self._pending: list[Observation] = []
+        self._shared_at = 0
+        self._met_at = 0
+        self._skipped_run = 0
         self._regime: dict[str, int] | None = None
         self._started = False
         self._resumed = False
@@ -124,7 +129,8 @@ class BrainSession:
     @property
     def wants_attention(self) -> bool:
         """Should the adapter show the attention of the step under way?"""
-        return self.active and self._seen.attention is None and (self.step + 1) % self.config.attention_every == 0
+        due = (self.step + 1) % self.config.attention_every == 0
+        return due and self.active and not self._faulted and self._under_way.attention is None
 
     @contextmanager
     def fence(self) -> Iterator[None]:
@@ -135,23 +141,28 @@ class BrainSession:
             self.fault(error)
 
     def fault(self, error: BaseException) -> None:
-        """The brain steps aside for the rest of the run and says so."""
-        if not self.active:
+        """The brain steps aside for the rest of the run and says so; with other ranks, when they next meet."""
+        if self._faulted or not self.active:
             return
-        self.active = False
         self._faulted = True
-        for tap in self._taps:
-            tap.release()
         text = "".join(traceback.format_exception(error))
         log.error("[brain] fault of the brain, not of your run: it steps aside, the training goes on\n%s", text)
+        if not self._ranks.several:
+            self._step_aside()
         try:
             self._event("fault", f"{type(error).__name__}: {error}", traceback=text)
         except Exception:
             log.exception("[brain] the fault could not be written to %s", self.journal.path)
 
+    def _step_aside(self) -> None:
+        self.active = False
+        for tap in self._taps:
+            tap.release()
+
     def see_attention(self, attention: Tensor, frame_lengths: Tensor, token_lengths: Tensor) -> None:
         """Show the attention of the step under way: (B, T, N), lengths (B,) in decoder frames and tokens."""
-        self._seen.attention = measure_some(attention, frame_lengths, token_lengths, self.config.attention_utterances)
+        few = self.config.attention_utterances
+        self._under_way.attention = measure_some(attention, frame_lengths, token_lengths, few)
 
     def see_stop_token(self, true_positive: Tensor, false_positive: Tensor, false_negative: Tensor) -> None:
         """Show the stop token's soft counts of one batch; kept on the device until the next decision."""
@@ -161,8 +172,8 @@ class BrainSession:
         """Show what the host's losses mean at the step to come; when that changed, baselines start anew.
 
         Args:
-            regime: whole numbers by name, such as the reduction factor. The first ones seen are the start, and a
-                resume goes on with those of the sidecar.
+            regime: whole numbers by name, such as the reduction factor, the same on every rank. The first ones seen are
+                the start, and a resume goes on with those of the sidecar.
         """
         before, self._regime = self._regime, dict(regime)
         if not self.active or before is None or before == self._regime:
@@ -192,70 +203,143 @@ class BrainSession:
     ) -> Decision | None:
         """Show one batch's raw losses; when it ended with an optimizer step, observe and, if due, decide.
 
-        Batches that only accumulate gradients are averaged into the step they belong to.
+        Batches that only accumulate gradients are averaged into the step they belong to. Nothing is raised. With other
+        ranks, all must call it for each batch, with a ``total`` that is finite on all or on none.
 
         Args:
-            ends_step: the host meant an optimizer step to follow, although a gradient scaler (fp16) may have left it
-                out. After a NaN loss that is a skipped step, after a finite one the scaler looking for its scale.
+            losses: ``total`` is required.
+            ends_step: the host meant an optimizer step to follow, although it, or a gradient scaler (fp16), may have
+                left it out for a gradient that was not finite. With a scaler and a finite loss that is the scaler
+                looking for its scale, and no step; else it is a skipped step.
         """
         if not self.active:
             return None
-        self._start()
-        for name, value in losses.items():
-            self._seen.sums[name] = self._seen.sums.get(name, 0.0) + value
-        self._seen.batches += 1
-        # Not left to the optimizer step: a gradient scaler (fp16) leaves that out after a NaN batch.
-        if not math.isfinite(losses["total"]):
-            self._seen.healed += self.heal()
-        tap = self._taps[0]
-        left_out = tap.steps == self._steps_seen
+        with self.fence():
+            self._start()
+            self._under_way.add(losses)
+            # Not left to the optimizer step: it may be left out after a NaN batch.
+            if not math.isfinite(losses["total"]):
+                self._under_way.healed += self.heal()
+        left_out = self._ended_step(losses["total"], ends_step)
+        if left_out is None or not self.active:
+            return None
+        skipped = left_out or any(tap.skipped for tap in self._taps)
+        self.step += 1
+        self._skipped_run = self._skipped_run + 1 if skipped else 0
+        due = self._due()
+        with self.fence():
+            observation = self._under_way.observation(
+                self.step,
+                self._taps[0],
+                skipped=skipped,
+                grad_norm=grad_norm,
+                learning_rate=learning_rate,
+                text_length=text_length,
+                stop=self._stop if due else None,
+            )
+            self._say_skipped(observation)
+            self._pending.append(observation)
+        self._under_way = StepUnderWay()
+        if not self._ranks.several:
+            self._share()
+            due = self._due()
+        return self._meet() if due and self.active else None
+
+    def _ended_step(self, total: float, ends_step: bool) -> bool | None:
+        """None while the step is under way, else whether the host left it out. The same on every rank."""
+        self._total += total
+        left_out = self._taps[0].steps == self._steps_seen
         if left_out and not ends_step:
             return None
-        self._steps_seen = tap.steps
-        seen, self._seen = self._seen, _Step({})
-        if left_out and math.isfinite(seen.sums["total"]):
+        self._steps_seen = self._taps[0].steps
+        total, self._total = self._total, 0.0
+        if left_out and math.isfinite(total) and self.parts.get("scaler") is not None:
+            self._under_way = StepUnderWay()
             return None
-        self.step += 1
-        due = self.manager.due(self.step)
-        skipped = left_out or any(t.skipped for t in self._taps)
-        observation = Observation(
-            step=self.step,
-            losses={name: value / seen.batches for name, value in seen.sums.items()},
-            grad_norm=math.nan if skipped else (grad_norm or _finite_or_none(tap.grad_norm)),
-            learning_rate=learning_rate,
-            update_ratio=_finite_or_none(tap.update_ratio),
-            attention=None if seen.attention is None else report(seen.attention),
-            stop=self._stop.take() if due else None,
-            text_length=text_length,
-            skipped=skipped,
-        )
-        return self._observe(observation, seen.healed)
+        return left_out
 
-    def _observe(self, observation: Observation, healed: list[str]) -> Decision | None:
-        self.manager.observe(observation)
+    def _due(self) -> bool:
+        if not self._ranks.several:
+            return self.manager.due(self.step)
+        return self.step - self._met_at >= self.config.decide_every or self._skipped_run == NONFINITE_LIMIT
+
+    def _say_skipped(self, observation: Observation) -> None:
         if observation.skipped:
-            healed = list(dict.fromkeys(healed + self.heal()))
+            healed = list(dict.fromkeys(self._under_way.healed + self.heal()))
             also = f"; running statistics put back: {', '.join(healed)}" if healed else ""
             self._event("skipped_gradient", f"a non-finite gradient was kept from the weights{also}")
-        due = self.manager.due(self.step)
-        if due or self.step % self.config.journal_every == 0 or self.step == 1:
-            self.journal.write("observation", observation)
-        if not due:
+
+    def _share(self, *, deciding: bool = False) -> bool:
+        """What all ranks saw since they last shared goes to every rank's manager; False when a rank has failed."""
+        if not self._ranks.several:
+            mine, self._pending = self._pending, []
+            with self.fence():
+                self._take_in(mine, deciding)
+            return self.active
+        losses = self.manager.capabilities.losses
+        rows = np.zeros((self.step - self._shared_at, row_width(losses)))
+        with self.fence():
+            rows[:] = pack(self._pending, losses)
+        self._pending, self._shared_at = [], self.step
+        everybody = self._ranks.gather(np.append(rows.ravel(), float(self._faulted)))
+        if everybody[:, -1].any():
+            self._step_aside_together("the brain of a rank has failed")
+            return False
+        with self.fence():
+            self._take_in(unpack(median_of_ranks(everybody[:, :-1].reshape(-1, *rows.shape)), losses), deciding)
+        return True
+
+    def _take_in(self, observations: Sequence[Observation], deciding: bool) -> None:
+        for observation in observations:
+            self.manager.observe(observation)
+            due = observation.step == self.step and (deciding or self._due())
+            if due or observation.step % self.config.journal_every == 0 or observation.step == 1:
+                self.journal.write("observation", observation)
+
+    def _meet(self) -> Decision | None:
+        """Decide, with all ranks; None when the brain has just stepped aside."""
+        self._met_at = self.step
+        if self._ranks.several and not self._share(deciding=True):
             return None
-        for tap in self._taps:
-            tap.watch_next()
-        if self._buffers is not None:
-            self._buffers.keep()
-        decision = self.manager.decide()
+        decision = None
+        with self.fence():
+            for tap in self._taps:
+                tap.watch_next()
+            if self._buffers is not None:
+                self._buffers.keep()
+            decision = self.manager.decide()
+        if self._ranks.several:
+            with self.fence():
+                outcome = None if self._faulted else digest(self.manager.state_dict())
+            if not self._ranks.agree(None if self._faulted else outcome):
+                self._step_aside_together("the ranks did not come to one decision")
+                return None
+        if decision is None:
+            return None
+        with self.fence():
+            self._carry_out(decision)
+        return None if self._faulted else decision
+
+    def _step_aside_together(self, why: str) -> None:
+        self._step_aside()
+        self._faulted = True
+        log.error("[brain] %s: it steps aside on all ranks, the training goes on", why)
+        with self.fence():
+            self._event("stepped_aside", why)
+
+    def _carry_out(self, decision: Decision) -> None:
+        # First of all: ranks must not train at two rates because one of them cannot write its journal.
+        self._turn_taps()
         self.journal.write("decision", decision)
         self._announce(decision)
         if decision.verdict is Verdict.ROLL_BACK:
             self._roll_back(decision)
         elif self.manager.mode is Mode.FULL and decision.verdict is not Verdict.STOP:
-            self._maybe_snapshot()
-        self._turn_taps()
+            refusal = self._rescue.maybe_take(self.step)
+            if refusal:
+                log.warning("[brain] no snapshots, so no rollback: %s", refusal)
+                self._event("no_snapshot", refusal)
         self._show_dashboard(decision)
-        return decision
 
     def _turn_taps(self) -> None:
         knobs = self.knobs
@@ -265,27 +349,9 @@ class BrainSession:
             tap.rate_multiplier = knobs.get(LEARNING_RATE, 1.0)
             tap.clip_norm = clip * median if math.isfinite(median) else math.inf
 
-    def _maybe_snapshot(self) -> None:
-        newest = self._snapshots.steps[-1] if self._snapshots.steps else None
-        far_enough = newest is None or self.step - newest >= self.config.snapshot_every
-        healthy = self.manager.analyzer.nonfinite_run == 0 and self.manager.feedback.trial is None
-        # A first one at once, so that an early break has something to go back to: in a bad stretch too, as the guard
-        # has kept its weights and statistics finite.
-        if not far_enough or self._snapshot_refused or (newest is not None and not healthy):
-            return
-        if not self._snapshots.take(self.step, self._parts):
-            self._snapshot_refused = True
-            log.warning("[brain] no snapshots, so no rollback: %s", self._snapshots.last_refusal)
-            self._event("no_snapshot", self._snapshots.last_refusal)
-
     def _roll_back(self, decision: Decision) -> None:
-        count = self.manager.rollbacks_in_a_row + 1
-        trial = self.manager.feedback.trial
-        margin = self.config.trial_steps
-        restored = self._snapshots.restore(self._parts, before=self.step - margin)
-        if restored is None:
-            restored = self._snapshots.restore(self._parts)
-        self.manager.rolled_back(failed_at=self.step, count=count, restored=restored is not None, trial=trial)
+        restored = self._rescue.roll_back(self.step)
+        self._turn_taps()
         if restored is None:
             message = f"step {self.step}: {decision.reason}; there is no snapshot to go back to"
         else:
@@ -297,8 +363,13 @@ class BrainSession:
         self._event("rollback", message, restored=restored)
 
     def save(self, path: Path) -> None:
-        """Write the sidecar for a checkpoint of the host, atomically; none after a fault: the state is unsure then."""
-        if self._faulted:
+        """Write the sidecar for a checkpoint of the host, atomically; none after a fault: the state is unsure then.
+
+        With other ranks, all must call it; one writes.
+        """
+        if self._ranks.several and self.active and self.step > self._shared_at:
+            self._share()
+        if self._faulted or not self._ranks.first:
             return
         state = {"step": self.step, "regime": self._regime, "manager": self.manager.state_dict()}
         save_state(path, state, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
@@ -306,12 +377,26 @@ class BrainSession:
     def load(self, path: Path, *, step_otherwise: int = 0) -> bool:
         """Go on from a sidecar. One that cannot be used is reported and left as it is; the brain then starts afresh.
 
+        With other ranks, all must call it; they step aside when it gave them different states.
+
         Args:
             step_otherwise: the step a fresh start counts from; the journal keeps what stands before it.
 
         Returns:
             True when the decisions continue.
         """
+        loaded = False
+        with self.fence():
+            loaded = self._load(path, step_otherwise)
+            self._shared_at = self.step
+            self._met_at = self.manager.last_decision if loaded else self.step
+            self._skipped_run = self.manager.analyzer.nonfinite_run
+        if self._ranks.several and not self._ranks.agree(None if self._faulted else digest(self.manager.state_dict())):
+            self._step_aside_together(f"the ranks do not read one and the same {path}")
+            return False
+        return loaded
+
+    def _load(self, path: Path, step_otherwise: int) -> bool:
         try:
             state = load_state(path, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
             step, regime = int(state["step"]), state["regime"]
@@ -325,7 +410,7 @@ class BrainSession:
             self._event("resume_failed", reason)
             return False
         self.step, self._regime = step, regime
-        self._snapshots.drop_after(self.step)
+        self._rescue.drop_after(self.step)
         self._resumed = True
         self._turn_taps()
         log.info("[brain] goes on at step %d", self.step)
@@ -348,12 +433,13 @@ class BrainSession:
         self._started = True
         if not self._resumed:
             # Disk snapshots of an earlier run in this folder are of other weights.
-            self._snapshots.drop_after(-1)
+            self._rescue.drop_after(-1)
         self._turn_taps()
         record = {
             "step": self.step,
             "format": FORMAT_VERSION,
             "host": self.manager.capabilities.host,
+            "ranks": self._ranks.count,
             "mode": self.config.mode,
             "config": self.config.to_dict(),
             "capabilities": self.manager.capabilities,
@@ -379,7 +465,3 @@ class BrainSession:
         if context.attention is not None:
             values |= {n: getattr(context.attention, n) for n in ("diagonality", "focus", "coverage", "attention_diag")}
         self._dashboard(self.step, values)
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None

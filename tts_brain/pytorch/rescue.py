@@ -1,0 +1,82 @@
+"""When a snapshot is taken, and how one is put back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tts_brain.feedback.rollback import RollbackManager, Stateful
+from tts_brain.manager import ContextAwareTrainingManager
+from tts_brain.pytorch.ranks import Ranks
+
+
+class Rescue:
+    """The snapshots of one run.
+
+    Args:
+        manager: decides; its settings say how often and how many.
+        parts: what a snapshot holds, by name; read anew at each one.
+        folder: for snapshots on disk.
+        ranks: each keeps its own snapshots, of the same steps.
+    """
+
+    def __init__(
+        self,
+        manager: ContextAwareTrainingManager,
+        parts: Mapping[str, Stateful | None],
+        folder: Path,
+        ranks: Ranks,
+    ) -> None:
+        config = manager.config
+        self._manager = manager
+        self._parts = parts
+        self._ranks = ranks
+        own = folder / f"rank{ranks.index}" if ranks.several else folder
+        self._snapshots = RollbackManager(
+            snapshots=config.snapshots,
+            budget_mb=config.snapshot_budget_mb,
+            place=config.snapshot_place,
+            folder=own if config.snapshot_place == "disk" else None,
+        )
+        self._refused = False
+
+    def maybe_take(self, step: int) -> str:
+        """Take a snapshot when it is time; returns why there will be none, once, else an empty text."""
+        newest = self._snapshots.steps[-1] if self._snapshots.steps else None
+        far_enough = newest is None or step - newest >= self._manager.config.snapshot_every
+        healthy = self._manager.analyzer.nonfinite_run == 0 and self._manager.feedback.trial is None
+        # A first one at once, so that an early break has something to go back to: in a bad stretch too, as the guard
+        # has kept its weights and statistics finite.
+        if not far_enough or self._refused or (newest is not None and not healthy):
+            return ""
+        self._refused = not self._snapshots.take(step, self._parts)
+        return self._snapshots.last_refusal
+
+    def roll_back(self, step: int) -> int | None:
+        """Put a snapshot back that is older than the move on trial, or the newest, and tell the manager.
+
+        Returns:
+            The step restored; None when there is no snapshot that every rank has.
+
+        Raises:
+            RuntimeError: the ranks hold different weights now.
+        """
+        manager = self._manager
+        count, trial = manager.rollbacks_in_a_row + 1, manager.feedback.trial
+        before = step - manager.config.trial_steps
+        target = self._snapshots.newest(before)
+        target = self._snapshots.newest() if target is None else target
+        restored = None
+        if self._ranks.agree(-1 if target is None else target) and target is not None:
+            restored = self._snapshots.restore(self._parts, before=target)
+            if not self._ranks.agree(-1 if restored is None else restored):
+                raise RuntimeError(
+                    f"this rank went back to step {restored}, another one did not: the ranks hold different weights. "
+                    "End this run and resume it from its last checkpoint"
+                )
+        manager.rolled_back(failed_at=step, count=count, restored=restored is not None, trial=trial)
+        return restored
+
+    def drop_after(self, step: int) -> None:
+        """Forget snapshots later than ``step``; -1 forgets all."""
+        self._snapshots.drop_after(step)

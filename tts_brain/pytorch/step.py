@@ -1,0 +1,64 @@
+"""The optimizer step under way: its batches' losses, attention and stop token, until it becomes an observation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tts_brain.attention.metrics import report
+from tts_brain.pytorch.capture import StopTally
+from tts_brain.pytorch.optimizer import OptimizerTap
+from tts_brain.types import Observation
+
+
+@dataclass
+class StepUnderWay:
+    """What has been seen of it; several batches under gradient accumulation."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    batches: int = 0
+    attention: Tensor | None = None
+    healed: list[str] = field(default_factory=list)
+
+    def add(self, losses: Mapping[str, float]) -> None:
+        """One batch's raw losses."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.batches += 1
+
+    def observation(
+        self,
+        step: int,
+        tap: OptimizerTap,
+        *,
+        skipped: bool,
+        grad_norm: float | None,
+        learning_rate: float | None,
+        text_length: float | None,
+        stop: StopTally | None,
+    ) -> Observation:
+        """The step as the manager sees it; losses are means over its batches.
+
+        Args:
+            grad_norm: the host's; without it, the one ``tap`` measured.
+            stop: read only when given: that waits for the device.
+        """
+        norm = grad_norm or _finite_or_none(tap.grad_norm)
+        return Observation(
+            step=step,
+            losses={name: value / self.batches for name, value in self.sums.items()},
+            grad_norm=math.nan if skipped else norm,
+            learning_rate=learning_rate,
+            update_ratio=_finite_or_none(tap.update_ratio),
+            attention=None if self.attention is None else report(self.attention),
+            stop=None if stop is None else stop.take(),
+            text_length=text_length,
+            skipped=skipped,
+        )
+
+
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
