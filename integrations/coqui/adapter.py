@@ -20,6 +20,7 @@ from trainer import Trainer
 from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 
 from tts_brain.config import BrainConfig
+from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import (
     GATE_WEIGHT,
@@ -159,10 +160,9 @@ class CoquiAdapter:
 
     def _before_step(self, batch: Mapping[str, Any]) -> None:
         """Lengths from the loader's batch, which is still on the CPU: reading them waits for nothing."""
-        tokens, frames = batch["token_id_lengths"].double(), batch["mel_lengths"].double()
-        # The host averages over all (frame, token) cells of a batch; this undoes the division by tokens exactly.
-        self._criterion.tokens = float((tokens * frames).sum() / frames.sum())
-        self._text_length = float(tokens.mean())
+        tokens = batch["token_id_lengths"]
+        self._criterion.tokens = tokens_per_utterance(tokens, batch["mel_lengths"])
+        self._text_length = float(tokens.double().mean())
         trainer = self._trainer
         self.session.see_regime(
             {"reduction factor": int(trainer.model.decoder.r), "batch size": int(trainer.config.batch_size)}

@@ -17,9 +17,10 @@ from torch import Tensor
 from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 from TTS.tts.utils.helpers import sequence_mask
 
-from tts_brain.losses.tversky import soft_counts, tversky_loss
+from tts_brain.losses.shaping import Counts, added_by_knobs
+from tts_brain.losses.tversky import soft_counts
 from tts_brain.pytorch.session import BrainSession
-from tts_brain.types import GATE_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT, MEL_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA
+from tts_brain.types import GUIDED_SIGMA, GUIDED_WEIGHT
 
 # The host's spectrogram terms and the attributes that weigh them. The decoder's SSIM is weighed by the postnet's
 # alpha upstream (a slip, kept: we must scale what the host adds).
@@ -31,8 +32,6 @@ _MEL_TERMS = {
     "decoder_ssim_loss": "postnet_ssim_alpha",
     "postnet_ssim_loss": "postnet_ssim_alpha",
 }
-
-Counts = tuple[Tensor, Tensor, Tensor]
 
 
 class CriterionTap:
@@ -137,22 +136,10 @@ class CriterionTap:
         if not self._host_guides and GUIDED_WEIGHT in knobs:
             losses["ga_loss"] = self._guide(inputs["alignments"], inputs["input_lens"], inputs["alignment_lens"])
             loss = loss + knobs[GUIDED_WEIGHT] * self.tokens * losses["ga_loss"]
-        mel_weight = knobs.get(MEL_WEIGHT, 1.0)
-        if mel_weight != 1.0:
-            terms = [losses[n] * getattr(self._criterion, alpha) for n, alpha in _MEL_TERMS.items() if n in losses]
-            loss = loss + (mel_weight - 1.0) * torch.stack(terms).sum()
-        if counts is not None:
-            loss = loss + self._stop_term(losses["stopnet_loss"], counts, knobs)
-        return loss
-
-    def _stop_term(self, stop_loss: Tensor, counts: Counts, knobs: Mapping[str, float]) -> Tensor:
-        """What gate weight and Tversky add to the host's cross entropy."""
-        gate = knobs.get(GATE_WEIGHT, 1.0)
-        extra = (gate - 1.0) * stop_loss
-        if self._tversky_weight > 0.0 and TVERSKY_ALPHA in knobs and TVERSKY_BETA in knobs:
-            tversky = tversky_loss(*counts, knobs[TVERSKY_ALPHA], knobs[TVERSKY_BETA])
-            extra = extra + gate * self._tversky_weight * tversky
-        return extra
+        mel = [losses[n] * getattr(self._criterion, alpha) for n, alpha in _MEL_TERMS.items() if n in losses]
+        gate = None if counts is None else losses["stopnet_loss"]
+        added = added_by_knobs(knobs, torch.stack(mel).sum(), gate, counts, self._tversky_weight)
+        return loss if added is None else loss + added
 
 
 def _all_finite(inputs: Mapping[str, Any]) -> bool:

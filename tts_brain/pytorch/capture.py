@@ -30,6 +30,16 @@ def measure_some(attention: Tensor, frame_lengths: Tensor, token_lengths: Tensor
     )
 
 
+def tokens_per_utterance(token_lengths: Tensor, frame_lengths: Tensor) -> float:
+    """Frame-weighted mean, what turns the normalised guided weight into a host's.
+
+    Hosts average the guided loss over all (frame, token) cells of a batch; this undoes the division by tokens exactly.
+    Waits for the device when the lengths (B,) lie on one.
+    """
+    tokens, frames = token_lengths.double(), frame_lengths.double()
+    return float((tokens * frames).sum() / frames.sum())
+
+
 class StopTally:
     """Sums of soft counts on the device, read once per decision."""
 

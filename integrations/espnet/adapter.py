@@ -1,0 +1,178 @@
+"""The brain on a run of ESPnet's Trainer: observe raw values, turn the knobs, save and load, detach.
+
+Everything hangs on instances (the model's ``tts.forward``, an epoch's ``reporter.next``, optimizer hooks) and comes
+off with ``close``. Nothing of ESPnet is changed on disk; checkpoints and model files hold nothing of ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from espnet.nets.pytorch_backend.e2e_tts_tacotron2 import GuidedAttentionLoss
+from espnet2.train.reporter import SubReporter
+from espnet2.tts.tacotron2 import Tacotron2
+
+from tts_brain.config import BrainConfig
+from tts_brain.pytorch.ranks import Ranks
+from tts_brain.pytorch.session import BrainSession
+from tts_brain.types import GUIDED_SIGMA, KNOBS, Capabilities
+from tts_brain_espnet.losses import LossTap
+
+log = logging.getLogger("tts_brain")
+
+_SIDECAR = re.compile(r"state_(\d+)\.safetensors")
+# The host writes its checkpoint after our sidecar; a run killed in between resumes one epoch earlier.
+_SIDECARS = 2
+
+
+class EspnetAdapter:
+    """One run of the host's Trainer under one brain.
+
+    Args:
+        config: settings.
+        model: the host's, whose ``tts`` is a ``Tacotron2``.
+        options: the host's ``TrainerOptions``.
+
+    Raises:
+        ValueError: a model that is not a Tacotron2.
+        OSError: the run folder cannot be written.
+    """
+
+    def __init__(
+        self,
+        config: BrainConfig,
+        model: torch.nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        schedulers: Sequence[Any],
+        options: Any,
+    ) -> None:
+        tts = getattr(model, "tts", None)
+        if not isinstance(tts, Tacotron2):
+            raise ValueError(
+                f"brain: true steers tts: tacotron2; this recipe trains {type(tts or model).__name__}. "
+                "Write brain: false"
+            )
+        self._options = options
+        self._folder = Path(options.output_dir) / "brain"
+        self._writer: Any = None
+        self._iterations = 0
+        try:
+            self.session = BrainSession(
+                _what_this_run_allows(config, options),
+                _capabilities(len(optimizers)),
+                self._folder,
+                optimizers=list(optimizers),
+                model=model,
+                parts=_parts(optimizers, schedulers),
+                host_values={GUIDED_SIGMA: float(getattr(tts, "attn_loss", GuidedAttentionLoss()).sigma)},
+                dashboard=self._show_dashboard,
+                ranks=Ranks.of_this_run(),
+            )
+        except OSError as error:
+            raise OSError(
+                f"the brain cannot write its files to {self._folder}: {error}. "
+                "Give an --output_dir that can be written, or write brain: false"
+            ) from error
+        self._losses = LossTap(tts, self.session, config.tversky_weight)
+        self._regime = {"reduction factor": int(tts.reduction_factor), "accum_grad": int(options.accum_grad)}
+
+    def resumed(self, epoch: int, scaler: Any) -> None:
+        """The host has read its checkpoint of ``epoch``: go on from the sidecar of that epoch."""
+        self.session.parts["scaler"] = scaler
+        self.session.load(self._sidecar(epoch))
+
+    @contextmanager
+    def epoch(self, reporter: SubReporter, scaler: Any, writer: Any) -> Iterator[None]:
+        """Watch one training epoch; its sidecar is written at the end, for the checkpoint the host writes next."""
+        self.session.parts["scaler"] = scaler
+        self._writer, self._iterations = writer, 0
+        with self.session.fence():
+            self.session.see_regime(self._regime)
+        host_next = reporter.next
+
+        def after_iteration() -> None:
+            self._after_iteration(reporter)
+            host_next()
+
+        reporter.next = after_iteration
+        try:
+            yield
+        finally:
+            del reporter.next
+        with self.session.fence():
+            self.session.heal()  # a NaN batch may just have gone through
+        with self.session.fence():
+            self._save_sidecar(reporter.epoch)
+
+    def close(self, message: str) -> None:
+        """Give the host everything back; the journal is closed."""
+        self._losses.detach()
+        with self.session.fence():
+            self.session.close(message)
+
+    def _after_iteration(self, reporter: SubReporter) -> None:
+        """Everything here that decides whether a step ended is common to all ranks: the host has averaged it."""
+        self._iterations += 1
+        total = _newest(reporter, "loss")
+        if total is None:  # not a training iteration
+            return
+        self.session.after_batch(
+            {"total": total, **self._losses.raw},
+            grad_norm=_newest(reporter, "grad_norm"),
+            learning_rate=_newest(reporter, "optim0_lr0"),
+            text_length=self._losses.text_length,
+            ends_step=self._iterations % self._options.accum_grad == 0,
+        )
+
+    def _show_dashboard(self, step: int, values: Mapping[str, float]) -> None:
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"brain/{name}", value, step)
+
+    def _sidecar(self, epoch: int) -> Path:
+        return self._folder / f"state_{epoch}.safetensors"
+
+    def _save_sidecar(self, epoch: int) -> None:
+        self.session.save(self._sidecar(epoch))
+        found = ((_SIDECAR.fullmatch(path.name), path) for path in self._folder.glob("state_*"))
+        ours = sorted((int(match[1]), path) for match, path in found if match)
+        for _, path in ours[:-_SIDECARS]:
+            path.unlink(missing_ok=True)
+
+
+def _newest(reporter: SubReporter, name: str) -> float | None:
+    """A value that the host has registered in this iteration, NaN kept; None when it has not."""
+    values = reporter.stats.get(name, ())
+    return float(values[-1].value) if values and len(values) == reporter.count else None
+
+
+def _what_this_run_allows(config: BrainConfig, options: Any) -> BrainConfig:
+    """Only observe where steering could harm."""
+    if not options.sharded_ddp or config.mode == "observe":
+        return config
+    log.warning(
+        "[brain] mode 'observe' instead of %r: sharded_ddp gives each rank a part of the optimizer", config.mode
+    )
+    return BrainConfig.from_dict({**config.to_dict(), "mode": "observe"})
+
+
+def _parts(optimizers: Sequence[Any], schedulers: Sequence[Any]) -> dict[str, Any]:
+    parts: dict[str, Any] = {f"optimizer_{i}": o for i, o in enumerate(optimizers)}
+    return parts | {f"scheduler_{i}": s for i, s in enumerate(schedulers)}
+
+
+def _capabilities(optimizers: int) -> Capabilities:
+    return Capabilities(
+        host="espnet",
+        losses=("total", "mel", "guided", "gate"),
+        knobs=tuple(KNOBS),
+        alignment="attention",
+        stop_token=True,
+        optimizers=optimizers,
+    )

@@ -1,0 +1,162 @@
+"""The knobs on ESPnet's Tacotron2: guided weight and width, mel and gate weight, Tversky on the stop token.
+
+The host's loss is computed by the host. Only the difference that a knob makes is added to it, so with all knobs
+neutral it is the same tensor. What the host reports (``loss``, ``attn_loss``) stays in the host's own weights: its log,
+its curves and its choice of the best epoch can be compared with a run without the brain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from inspect import signature
+from typing import Any
+
+import torch
+from espnet.nets.pytorch_backend.e2e_tts_tacotron2 import GuidedAttentionLoss
+from espnet2.tts.tacotron2 import Tacotron2
+from torch import Tensor
+
+from tts_brain.losses.shaping import Counts, added_by_knobs
+from tts_brain.losses.tversky import soft_counts
+from tts_brain.pytorch.capture import tokens_per_utterance
+from tts_brain.pytorch.session import BrainSession
+from tts_brain.types import GUIDED_SIGMA, GUIDED_WEIGHT
+
+
+class LossTap:
+    """Replaces ``forward`` of one ``Tacotron2`` on the instance; evaluation is left to the host.
+
+    Args:
+        tts: the host's, on which hooks are put.
+        session: gives the knobs, and is shown attention and stop token.
+        tversky_weight: share of the Tversky loss beside the host's cross entropy, 0 or more.
+
+    Attributes:
+        raw: losses of the newest batch by name, in the host's weights, without ``total``; empty before the first.
+        text_length: its mean tokens per utterance; None before the first.
+    """
+
+    def __init__(self, tts: Tacotron2, session: BrainSession, tversky_weight: float) -> None:
+        self.raw: dict[str, float] = {}
+        self.text_length: float | None = None
+        self._tts = tts
+        self._session = session
+        self._tversky_weight = tversky_weight
+        self._host_forward = tts.forward
+        self._signature = signature(self._host_forward)
+        # A run with use_guided_attn_loss: false gets its guide from us.
+        self._guide = tts.attn_loss if tts.use_guided_attn_loss else GuidedAttentionLoss()
+        self._tokens = 1.0
+        self._attention: Tensor | None = None
+        self._loss_inputs: tuple[Tensor, ...] = ()
+        self._terms: tuple[Tensor, ...] = ()
+        self._guided_loss: Tensor | None = None
+        self._handles = [
+            tts.dec.register_forward_hook(self._keep_attention),
+            tts.taco2_loss.register_forward_hook(self._keep_terms),
+        ]
+        if tts.use_guided_attn_loss:
+            self._handles.append(tts.attn_loss.register_forward_hook(self._keep_guided))
+        tts.forward = self._forward
+
+    def detach(self) -> None:
+        """Give the host its ``forward`` back."""
+        for handle in self._handles:
+            handle.remove()
+        self._tts.__dict__.pop("forward", None)
+
+    def _keep_attention(self, module: Any, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
+        self._attention = outputs[3]
+
+    def _keep_terms(self, module: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+        self._loss_inputs, self._terms = inputs, outputs
+
+    def _keep_guided(self, module: Any, inputs: Any, output: Tensor) -> None:
+        self._guided_loss = output
+
+    def _forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        if not torch.is_grad_enabled() or not self._session.active:
+            return self._host_forward(*args, **kwargs)
+        self.raw, knobs = {}, self._session.knobs
+        tokens = frames = None
+        with self._session.fence():
+            tokens, frames = self._lengths(*args, **kwargs)
+        if tokens is None:
+            return self._host_forward(*args, **kwargs)
+        with self._guided(knobs):
+            loss, stats, rest = self._host_forward(*args, **kwargs)
+        with self._session.fence():
+            loss = self._after(loss, stats, knobs, tokens, frames)
+        self._attention, self._guided_loss, self._loss_inputs, self._terms = None, None, (), ()
+        return loss, stats, rest
+
+    def _lengths(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Tokens, with the host's end-of-sentence, and decoder frames, cut by r as the host cuts them; each (B,)."""
+        inputs = self._signature.bind(*args, **kwargs).arguments
+        tokens = inputs["text_lengths"] + 1
+        frames = torch.div(inputs["feats_lengths"], self._tts.reduction_factor, rounding_mode="floor")
+        # A wait for the device, where the host's forward waits for it next: it reads each length by itself.
+        self._tokens = tokens_per_utterance(tokens, frames)
+        self.text_length = float(tokens.double().mean())
+        return tokens, frames
+
+    @contextmanager
+    def _guided(self, knobs: Mapping[str, float]) -> Iterator[None]:
+        """Our guided weight and width during one call: whatever else reads them finds the host's."""
+        before = self._guide.alpha, self._guide.sigma
+        if GUIDED_WEIGHT in knobs:
+            self._guide.alpha = knobs[GUIDED_WEIGHT] * self._tokens
+        if GUIDED_SIGMA in knobs:
+            self._guide.sigma = knobs[GUIDED_SIGMA]
+        try:
+            yield
+        finally:
+            if self._tts.use_guided_attn_loss:
+                self._guide.alpha, self._guide.sigma = before
+
+    def _after(
+        self, loss: Tensor, stats: dict[str, Tensor], knobs: Mapping[str, float], tokens: Tensor, frames: Tensor
+    ) -> Tensor:
+        """Show the batch to the session, put the host's figures right, and add what the knobs change."""
+        l1, mse, gate = self._terms
+        mel = {"L1": l1, "L2": mse, "L1+L2": l1 + mse}[self._tts.loss_type]
+        guided = self._guided_part(stats, knobs)
+        self._read({"mel": mel, "gate": gate} | ({} if guided is None else {"guided": guided}))
+        if self._session.wants_attention and self._attention is not None:
+            self._session.see_attention(self._attention, frames, tokens)
+        counts = self._stop_counts(graph=bool(knobs))
+        self._session.see_stop_token(*counts)
+        if not knobs:
+            return loss
+        if not self._tts.use_guided_attn_loss and GUIDED_WEIGHT in knobs:
+            loss = loss + self._guide(self._attention, tokens, frames)
+        added = added_by_knobs(knobs, mel, gate, counts, self._tversky_weight)
+        return loss if added is None else loss + added
+
+    def _guided_part(self, stats: dict[str, Tensor], knobs: Mapping[str, float]) -> Tensor | None:
+        """Mean penalty per frame; in ``stats``, the guided loss goes back to the weight that the host gave it."""
+        if self._guided_loss is None:
+            return None
+        host, ours = self._guide.alpha, knobs.get(GUIDED_WEIGHT, 0.0) * self._tokens
+        used = ours or host
+        if used == 0.0:
+            return None
+        guided = self._guided_loss.detach().float()
+        mean = guided / used
+        if ours:
+            stats["loss"] = stats["loss"] + (host * mean - guided)
+            stats["attn_loss"] = (host * mean).reshape(stats["attn_loss"].shape)
+        return mean * self._tokens
+
+    def _read(self, terms: Mapping[str, Tensor]) -> None:
+        # The host has just waited for these very values, one by one.
+        values = torch.stack([term.detach().float() for term in terms.values()]).tolist()
+        self.raw = dict(zip(terms, values, strict=True))
+
+    def _stop_counts(self, *, graph: bool) -> Counts:
+        """True positives, false positives, false negatives over the valid frames."""
+        _, _, logits, _, labels, lengths = self._loss_inputs
+        frame = torch.arange(logits.shape[1], device=logits.device)
+        with nullcontext() if graph else torch.no_grad():
+            return soft_counts(logits, labels, frame < lengths.to(logits.device).unsqueeze(1))
