@@ -9,7 +9,11 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 GROUP = "tts_brain.commands"
-_NEEDS = {"demo": 'pip install "tts-brain[demo]"', "coqui-train": 'pip install "tts-brain[coqui]"'}
+_NEEDS = {
+    "demo": 'pip install "tts-brain[demo]"',
+    "coqui-train": 'pip install "tts-brain[coqui]"',
+    "espnet-measure": 'uv pip install "tts-brain[espnet]"',
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

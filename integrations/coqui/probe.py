@@ -4,41 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 from TTS.tts.models.tacotron2 import Tacotron2
 
 from tts_brain.attention.metrics import decoder_frames, measure, report
-from tts_brain.feedback.rollback import RandomStates
-
-# Free-running synthesis counts as speech when it ends by itself within these shares of the reference's length,
-# covers this share of the text and never jumps back by more than a token or two (DESIGN.md, *speaks*).
-SPEAKS_LENGTH = (0.5, 2.0)
-SPEAKS_COVERAGE = 0.5
-SPEAKS_REPEATS = 2.0
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """One measurement. ``l1`` is the mean absolute error of the mel spectrogram before the postnet, ``l1_postnet``
-    after it, over valid frames; ``values`` are the attention metrics; ``matrices`` one (T, N) array per clip."""
-
-    l1: float
-    l1_postnet: float
-    values: dict[str, float]
-    matrices: list[np.ndarray]
-
-
-@dataclass(frozen=True)
-class Spoken:
-    """Free-running synthesis of one clip's text."""
-
-    mel: np.ndarray
-    speaks: bool
+from tts_brain.pytorch.heldout import SPEAKS_LENGTH, HeldOut, Spoken, masked_l1, speaks, undisturbed
 
 
 class Probe:
@@ -54,7 +28,7 @@ class Probe:
     def held_out(self, model: Tacotron2) -> HeldOut:
         """Teacher-forced forward in evaluation mode."""
         b = self._batch
-        with _undisturbed(model):
+        with undisturbed(model):
             out = model.forward(b["text_input"], b["text_lengths"], b["mel_input"], b["mel_lengths"])
         frames = decoder_frames(b["mel_lengths"], model.decoder.r)
         attention = out["alignments"].float()
@@ -69,7 +43,7 @@ class Probe:
     def predicted_mel(self, model: Tacotron2, index: int) -> np.ndarray:
         """Teacher-forced mel of one clip, (frames, mels)."""
         b = self._batch
-        with _undisturbed(model):
+        with undisturbed(model):
             out = model.forward(b["text_input"], b["text_lengths"], b["mel_input"], b["mel_lengths"])
         return out["model_outputs"][index, : b["mel_lengths"][index]].cpu().numpy()
 
@@ -79,14 +53,10 @@ class Probe:
         reference = int(decoder_frames(b["mel_lengths"][index : index + 1], model.decoder.r))
         limit = int(SPEAKS_LENGTH[1] * reference)
         text = b["text_input"][index : index + 1, : b["text_lengths"][index]]
-        with _undisturbed(model), _decoder_limit(model, limit):
+        with undisturbed(model), _decoder_limit(model, limit):
             out = model.inference(text)
-        attention = out["alignments"].float()
-        frames, tokens = torch.tensor([attention.shape[1]]), torch.tensor([attention.shape[2]])
-        quality = report(measure(attention, frames.to(text.device), tokens.to(text.device)))
-        ended = SPEAKS_LENGTH[0] * reference <= attention.shape[1] < limit
-        said = quality.coverage >= SPEAKS_COVERAGE and quality.repeats <= SPEAKS_REPEATS
-        return Spoken(out["model_outputs"][0].cpu().numpy(), bool(ended and said))
+        said = speaks(out["alignments"][0], reference, limit)
+        return Spoken(out["model_outputs"][0].cpu().numpy(), said)
 
     def reference_mel(self, index: int) -> np.ndarray:
         """What was recorded, (frames, mels)."""
@@ -94,20 +64,6 @@ class Probe:
 
     def __len__(self) -> int:
         return len(self._batch["text_lengths"])
-
-
-@contextmanager
-def _undisturbed(model: Tacotron2) -> Iterator[None]:
-    """Evaluation mode, no gradients; mode and random states are as before afterwards."""
-    states = RandomStates()
-    before, training = states.state_dict(), model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-        states.load_state_dict(before)
 
 
 @contextmanager
@@ -121,7 +77,5 @@ def _decoder_limit(model: Tacotron2, limit: int) -> Iterator[None]:
 
 
 def _masked_l1(predicted: Tensor, target: Tensor, lengths: Tensor) -> float:
-    length = min(predicted.shape[1], target.shape[1])
-    mask = torch.arange(length, device=target.device)[None, :, None] < lengths[:, None, None]
-    error = (predicted[:, :length] - target[:, :length]).abs() * mask
-    return float(error.sum() / (mask.sum() * target.shape[2]))
+    error, count = masked_l1(predicted, target, lengths)
+    return error / count

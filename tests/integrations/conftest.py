@@ -35,3 +35,11 @@ def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("runs")
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def espnet_data(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
+    """A dozen clips as ESPnet reads them."""
+    from espnet_run import Data
+
+    return Data.make(corpus, tmp_path_factory.mktemp("espnet") / "data")
