@@ -10,12 +10,13 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from espnet.nets.pytorch_backend.e2e_tts_tacotron2 import GuidedAttentionLoss
-from espnet2.train.reporter import SubReporter
+from espnet2.train.reporter import Reporter, SubReporter
 from espnet2.tts.tacotron2 import Tacotron2
 
 from tts_brain.config import BrainConfig
@@ -82,10 +83,13 @@ class EspnetAdapter:
         self._losses = LossTap(tts, self.session, config.tversky_weight)
         self._regime = {"reduction factor": int(tts.reduction_factor), "accum_grad": int(options.accum_grad)}
 
-    def resumed(self, epoch: int, scaler: Any) -> None:
-        """The host has read its checkpoint of ``epoch``: go on from the sidecar of that epoch."""
+    def resumed(self, reporter: Reporter, scaler: Any) -> None:
+        """The host has read a checkpoint: go on from the sidecar of its epoch."""
         self.session.parts["scaler"] = scaler
-        self.session.load(self._sidecar(epoch))
+        steps = 0
+        with self.session.fence():
+            steps = _steps_done(reporter, self._options.accum_grad)
+        self.session.load(self._sidecar(reporter.get_epoch()), step_otherwise=steps)
 
     @contextmanager
     def epoch(self, reporter: SubReporter, scaler: Any, writer: Any) -> Iterator[None]:
@@ -150,6 +154,12 @@ def _newest(reporter: SubReporter, name: str) -> float | None:
     """A value that the host has registered in this iteration, NaN kept; None when it has not."""
     values = reporter.stats.get(name, ())
     return float(values[-1].value) if values and len(values) == reporter.count else None
+
+
+def _steps_done(reporter: Reporter, accum_grad: int) -> int:
+    """Optimizer steps of the epochs so far; each epoch begins to accumulate anew."""
+    iterations = [stats["train"]["total_count"] for _, stats in sorted(reporter.stats.items()) if "train" in stats]
+    return sum((now - before) // accum_grad for before, now in pairwise([0, *iterations]))
 
 
 def _what_this_run_allows(config: BrainConfig, options: Any) -> BrainConfig:

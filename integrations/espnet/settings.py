@@ -9,13 +9,15 @@ from espnet2.utils.types import str2bool
 
 from tts_brain.config import BrainConfig
 
+_NO_FLAG = "brain: {!r} is neither true nor false; write 'brain: true', and a mode as 'brain_conf: {{mode: observe}}'"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add both keys to ESPnet's parser, which reads yaml and command line alike."""
     group = parser.add_argument_group("tts-brain related")
     group.add_argument(
         "--brain",
-        type=str2bool,
+        type=_flag,
         default=False,
         help="Let tts-brain steer the training: guided attention, loss weights, learning rate, rollback",
     )
@@ -35,10 +37,7 @@ def read_settings(args: argparse.Namespace) -> BrainConfig | None:
     """
     brain, conf = getattr(args, "brain", False), getattr(args, "brain_conf", None) or {}
     if not isinstance(brain, bool):
-        raise ValueError(
-            f"brain: {brain!r} is neither true nor false; write 'brain: true', "
-            "and a mode as 'brain_conf: {mode: observe}'"
-        )
+        raise ValueError(_NO_FLAG.format(brain))
     if not isinstance(conf, dict):
         raise ValueError(f"brain_conf: {conf!r} is no mapping; write 'brain_conf: {{mode: observe}}'")
     # Read in any case: a misspelt key must not wait for the day somebody sets brain: true.
@@ -48,6 +47,13 @@ def read_settings(args: argparse.Namespace) -> BrainConfig | None:
     if getattr(args, "use_deepspeed", False):
         raise ValueError("brain: true does not go with use_deepspeed: true; write one of them as false")
     return config
+
+
+def _flag(text: str) -> bool:
+    try:
+        return str2bool(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(_NO_FLAG.format(text)) from None
 
 
 def _all_settings() -> str:

@@ -57,7 +57,7 @@ class BrainTrainer(Trainer):
     def resume(cls, *, reporter: Any, scaler: Any, **more: Any) -> None:
         super().resume(reporter=reporter, scaler=scaler, **more)
         if cls.adapter is not None:
-            cls.adapter.resumed(reporter.get_epoch(), scaler)
+            cls.adapter.resumed(reporter, scaler)
 
     @classmethod
     def train_one_epoch(cls, *, reporter: Any, scaler: Any, summary_writer: Any, **more: Any) -> bool:

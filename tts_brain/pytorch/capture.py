@@ -49,7 +49,16 @@ class StopTally:
     def add(self, true_positive: Tensor, false_positive: Tensor, false_negative: Tensor) -> None:
         """Three scalars of one batch; detached here."""
         new = torch.stack([true_positive, false_positive, false_negative]).detach()
-        self._sums = new if self._sums is None else self._sums + new
+        self._sums = new if self._sums is None else self._sums.to(new.device) + new
+
+    @property
+    def sums(self) -> list[float] | None:
+        """What has been added since the last ``take``, for a sidecar; waits for the device."""
+        return None if self._sums is None else self._sums.tolist()
+
+    @sums.setter
+    def sums(self, sums: list[float] | None) -> None:
+        self._sums = None if sums is None else torch.tensor(sums)
 
     def take(self) -> StopTokenCounts | None:
         """Shares since the last call, None if nothing came; the counts are shares of all errors and hits."""

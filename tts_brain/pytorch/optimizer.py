@@ -60,6 +60,11 @@ class OptimizerTap:
         """Measure ``update_ratio`` at the next step: copies of a few tensors, so once per decision only."""
         self._watch = True
 
+    @property
+    def watching(self) -> bool:
+        """Will the next step be measured?"""
+        return self._watch
+
     def release(self) -> None:
         """Back to the host's own behaviour, hooks left in place: a fault must not leave a rate multiplied."""
         self._guard = False

@@ -371,7 +371,13 @@ class BrainSession:
             self._share()
         if self._faulted or not self._ranks.first:
             return
-        state = {"step": self.step, "regime": self._regime, "manager": self.manager.state_dict()}
+        state = {
+            "step": self.step,
+            "regime": self._regime,
+            "manager": self.manager.state_dict(),
+            "stop": self._stop.sums,
+            "watching": [tap.watching for tap in self._taps],
+        }
         save_state(path, state, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
 
     def load(self, path: Path, *, step_otherwise: int = 0) -> bool:
@@ -410,6 +416,12 @@ class BrainSession:
             self._event("resume_failed", reason)
             return False
         self.step, self._regime = step, regime
+        self._stop.sums = state.get("stop")
+        for tap, watching in zip(self._taps, state.get("watching", ()), strict=False):
+            if watching:
+                tap.watch_next()
+        if self._buffers is not None:
+            self._buffers.keep()  # the host has loaded its weights since the guard was made
         self._rescue.drop_after(self.step)
         self._resumed = True
         self._turn_taps()
