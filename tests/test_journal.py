@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_brain.journal import JOURNAL_NAME, Journal, find_journal, read_journal, to_plain
+from tts_brain.journal import JOURNAL_NAME, Journal, NoJournal, find_journal, read_journal, to_plain
 from tts_brain.types import Decision, Observation, TrainingPhase, Verdict
 
 
@@ -130,3 +130,16 @@ def test_writing_after_close_does_nothing(tmp_path: Path) -> None:
     journal.write("end", {"step": 1})
     journal.close()
     assert list(read_journal(tmp_path)) == []
+
+
+def test_no_journal_leaves_no_file_and_says_where_the_real_one_is(tmp_path: Path) -> None:
+    """Ranks other than the first share the folder with the one that writes."""
+    path = write(tmp_path, start(0))
+    before = path.read_bytes()
+    for folder in (tmp_path, tmp_path / "new"):
+        none = NoJournal(folder)
+        none.write("event", {"step": 1})
+        none.close()
+        none.write("end", {"step": 1, "message": object()})
+        assert none.path == folder / JOURNAL_NAME
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [JOURNAL_NAME]

@@ -74,8 +74,10 @@ def test_every_package_is_installed() -> None:
     found = {".".join(p.parent.relative_to(ROOT).parts) for p in CORE.rglob("__init__.py")}
     folders = project["package-dir"]
     for init in (ROOT / "integrations").rglob("__init__.py"):
-        folder = init.parent.relative_to(ROOT).as_posix()
-        found |= {package for package, where in folders.items() if where == folder} or {f"{folder} (no package-dir)"}
+        folder = init.parent.relative_to(ROOT)
+        host = "/".join(folder.parts[:2])
+        package = next((name for name, where in folders.items() if where == host), f"{host} (no package-dir)")
+        found.add(".".join([package, *folder.parts[2:]]))
     assert set(project["packages"]) == found
 
 

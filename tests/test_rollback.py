@@ -301,6 +301,20 @@ def test_negative_step_and_empty_ring() -> None:
     assert ring.restore({}) is None and ring.steps == () and ring.bytes_held == 0
 
 
+@pytest.mark.parametrize("place", PLACES)
+def test_newest_is_the_one_that_restore_would_take(tmp_path: Path, place: str) -> None:
+    """Ranks agree on a step before any of them goes back to it."""
+    ring, parts = manager(place, tmp_path, snapshots=3), {"box": Box(0)}
+    assert ring.newest() is None and ring.newest(5) is None
+    for step in (10, 20, 30):
+        ring.take(step, parts)
+    for before in (None, 31, 30, 29, 20, 10, 9, -1):
+        expected = max((s for s in (10, 20, 30) if before is None or s <= before), default=None)
+        assert ring.newest(before) == expected
+    assert ring.steps == (10, 20, 30)  # asking drops nothing
+    assert ring.restore(parts, before=29) == 20 == ring.newest()
+
+
 def test_random_states_do_not_alias_and_repeat() -> None:
     part = RandomStates()
     state = copy.deepcopy(part.state_dict())

@@ -65,7 +65,9 @@ def _print(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", *(row["run"] for row in rows))
+    table = Table(f"{rows[0]['clips']} clips, {rows[0]['model']}")
+    for row in rows:
+        table.add_column(row["run"], overflow="fold")
     names = ("l1", "l1_postnet", *_SHOWN, "speaks")
     for name in names:
         if name in rows[0]:

@@ -94,8 +94,11 @@ def clips(train_config: Path, folder: Path, limit: int | None = None) -> list[di
     for _, batch in loader:
         if left <= 0:
             break
-        found.append({name: value[: int(min(left, len(value)))] for name, value in batch.items()})
-        left -= len(batch["text_lengths"])
+        kept = {name: value[: int(min(left, len(value)))] for name, value in batch.items()}
+        left -= len(kept["text_lengths"])
+        # The host's encoder wants the longest text first.
+        order = kept["text_lengths"].argsort(descending=True)
+        found.append({name: value[order] for name, value in kept.items()})
     return found
 
 

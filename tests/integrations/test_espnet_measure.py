@@ -1,0 +1,80 @@
+"""Held-out figures of a real ESPnet run."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("espnet2", reason="ESPnet is not installed: uv pip install 'tts-brain[espnet]'")
+
+import torch
+from espnet_run import Data, Run, train
+
+from tts_brain_espnet import measure
+from tts_brain_espnet.probe import Probe, clips, load_model
+
+
+@pytest.fixture(scope="module")
+def run(espnet_data: Data, module_folder: Path) -> Run:
+    return train(module_folder, espnet_data.config())
+
+
+def test_forced_figures_are_those_of_the_hosts_own_forward(run: Run, espnet_data: Data) -> None:
+    batches = clips(run.path / "config.yaml", espnet_data.folder)
+    model = load_model(run.path / "config.yaml", run.path / "latest.pth")
+    held_out = Probe(batches).held_out(model)
+    model.eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        _, stats, _ = model(**batches[0])
+    # The host sums both spectrograms' errors over valid frames, cut to whole decoder frames.
+    assert held_out.l1 + held_out.l1_postnet == pytest.approx(float(stats["l1_loss"]), rel=1e-4)
+    assert len(held_out.matrices) == 12
+    assert all(abs(float(m.sum(1).mean()) - 1.0) < 1e-4 for m in held_out.matrices)
+
+
+def test_measuring_is_repeatable_and_leaves_no_trace(run: Run, espnet_data: Data) -> None:
+    probe = Probe(clips(run.path / "config.yaml", espnet_data.folder, limit=3))
+    model = load_model(run.path / "config.yaml", run.path / "latest.pth").train()
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second = (probe.held_out(model) for _ in range(2))
+    assert first.l1 == second.l1 and first.values == second.values
+    spoken = [list(probe.speak(model)) for _ in range(2)]
+    assert len(spoken[0]) == len(probe) == 3
+    assert all((a.mel == b.mel).all() and a.speaks is b.speaks for a, b in zip(*spoken, strict=True))
+    assert model.training and torch.equal(torch.get_rng_state(), before)
+
+
+def test_free_running_stops_at_twice_the_reference(run: Run, espnet_data: Data) -> None:
+    batches = clips(run.path / "config.yaml", espnet_data.folder)
+    model = load_model(run.path / "config.yaml", run.path / "latest.pth")
+    _, lengths = model.feats_extract(batches[0]["speech"], batches[0]["speech_lengths"])
+    longest = max(len(s.mel) / (int(n) // 3 * 3) for s, n in zip(Probe(batches).speak(model), lengths, strict=True))
+    assert longest <= 2.0
+
+
+def test_the_command_prints_both_and_writes_json(
+    run: Run, espnet_data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    folder = str(espnet_data.folder)
+    arguments = [str(run.path), str(run.path), "--clips", folder, "--limit", "2", "--json", str(file)]
+    assert measure.main(arguments) == 0
+    rows: list[dict[str, Any]] = json.loads(file.read_text())
+    assert rows[0] == rows[1] and rows[0]["clips"] == 2
+    assert {"l1", "l1_postnet", "attention_diag", "speaks"} <= set(rows[0])
+    assert f"{rows[0]['l1']:.3f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("run_folder", "clip_folder", "says"),
+    [("nowhere", "", "nowhere/config.yaml is missing"), ("", "nowhere", "nowhere/text is missing")],
+)
+def test_what_is_missing_is_named(
+    run_folder: str, clip_folder: str, says: str, run: Run, espnet_data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(run.path / run_folder), "--clips", str(espnet_data.folder / clip_folder)]
+    assert measure.main(arguments) == 2
+    assert says in capsys.readouterr().err
