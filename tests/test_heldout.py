@@ -97,7 +97,6 @@ def test_measuring_leaves_no_trace_even_when_it_fails(training: bool, fails: boo
     assert draws() == expected and torch.equal(model[1].running_mean, statistics)
 
 
-@pytest.mark.xfail(strict=True, reason="undisturbed() restores one mode for the whole model")
 def test_a_layer_the_host_has_frozen_stays_so() -> None:
     """Hosts freeze parts, such as a batch norm in evaluation mode, within a model that trains."""
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()

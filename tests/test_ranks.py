@@ -328,7 +328,7 @@ SCENARIOS = (
 )
 
 
-# Scenarios known to hang; each in processes of its own, with a short timeout.
+# A rank that fails within a rollback, where the others wait for it; in processes of their own, with a short timeout.
 
 
 def journal_full_at_rollback(folder: Path) -> dict[str, Any]:
@@ -407,11 +407,6 @@ class Group:
 def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
     folder = tmp_path_factory.mktemp(f"ranks{request.param}")
     yield Group(request.param, folder, [scenario.__name__ for scenario in SCENARIOS], TIMEOUT.total_seconds())
-
-
-def known(reason: str) -> pytest.MarkDecorator:
-    """A fault of the source, not yet mended."""
-    return pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason)
 
 
 def in_step(outcomes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -541,8 +536,8 @@ def test_without_a_sidecar_all_start_afresh(group: Group) -> None:
     "kind",
     [
         "calm",
-        pytest.param("regime changes between meetings", marks=known("what is pending is shared after the change")),
-        pytest.param("bad for long", marks=known("three more bad steps after a rollback are not decided at once")),
+        "regime changes between meetings",
+        "bad for long",
     ],
 )
 def test_ranks_that_see_the_same_decide_as_one_process_does(group: Group, kind: str) -> None:
@@ -550,7 +545,6 @@ def test_ranks_that_see_the_same_decide_as_one_process_does(group: Group, kind: 
         assert outcome[f"{kind}, several"] == outcome[f"{kind}, one"]
 
 
-@known("a rank that fails within a rollback leaves the others in Ranks.agree")
 @pytest.mark.parametrize("scenario", ["journal_full_at_rollback", "restore_fails"])
 def test_a_rollback_that_fails_on_one_rank_holds_nobody(scenario: str, tmp_path: Path) -> None:
     group = Group(2, tmp_path, [scenario], seconds=3.0, patience=60.0)

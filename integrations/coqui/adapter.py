@@ -136,7 +136,8 @@ class CoquiAdapter:
                 attributes |= {name: self._own_before[name]} if name in self._own_before else {}
         attributes.pop("brain", None)
         self._criterion.detach()
-        self.session.close()
+        with self.session.fence():
+            self.session.close()
 
     # observe
 

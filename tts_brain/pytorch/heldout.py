@@ -41,15 +41,16 @@ class Spoken:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients; mode and random states are as before afterwards."""
+    """Evaluation mode, no gradients; every module's mode and the random states are as before afterwards."""
     states = RandomStates()
-    before, training = states.state_dict(), model.training
+    before, modes = states.state_dict(), [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
         states.load_state_dict(before)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from datetime import timedelta
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from tts_brain.coordination.consensus import Vector
 
@@ -58,6 +60,15 @@ class Ranks:
         all_ranks = [torch.empty_like(mine) for _ in range(self.count)]
         dist.all_gather(all_ranks, mine, group=self._group)
         return torch.stack(all_ranks).numpy()
+
+    def copy_first(self, tensors: Sequence[Tensor]) -> None:
+        """Write the first rank's values into every rank's tensors; each must pass as many, of the same shapes."""
+        if self._group is None:
+            return
+        for tensor in tensors:
+            value = tensor.detach().cpu().contiguous()
+            dist.broadcast(value, src=0, group=self._group)
+            tensor.detach().copy_(value)
 
     def agree(self, value: float | None) -> bool:
         """True when every rank called it with the same number; None agrees with nobody."""

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from tts_brain.feedback.rollback import RollbackManager, Stateful
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.pytorch.ranks import Ranks
+
+
+class RanksParted(RuntimeError):
+    """A rank could not do what all did."""
 
 
 class Rescue:
@@ -55,27 +62,49 @@ class Rescue:
     def roll_back(self, step: int) -> int | None:
         """Put a snapshot back that is older than the move on trial, or the newest, and tell the manager.
 
+        Whatever goes wrong on this rank, it makes every call that the other ranks wait for.
+
         Returns:
             The step restored; None when there is no snapshot that every rank has.
 
         Raises:
-            RuntimeError: the ranks hold different weights now.
+            RanksParted: on every rank, when one could not put its snapshot back; all hold the first rank's weights.
         """
         manager = self._manager
         count, trial = manager.rollbacks_in_a_row + 1, manager.feedback.trial
         before = step - manager.config.trial_steps
         target = self._snapshots.newest(before)
         target = self._snapshots.newest() if target is None else target
-        restored = None
-        if self._ranks.agree(-1 if target is None else target) and target is not None:
-            restored = self._snapshots.restore(self._parts, before=target)
-            if not self._ranks.agree(-1 if restored is None else restored):
-                raise RuntimeError(
-                    f"this rank went back to step {restored}, another one did not: the ranks hold different weights. "
-                    "End this run and resume it from its last checkpoint"
-                )
+        restored = self._restore(target) if self._ranks.agree(target) else None
         manager.rolled_back(failed_at=step, count=count, restored=restored is not None, trial=trial)
         return restored
+
+    def _restore(self, target: int | None) -> int | None:
+        restored, reason = None, None
+        try:
+            restored = self._snapshots.restore(self._parts, before=target)
+        except Exception as error:  # whatever it is, the other ranks are waiting
+            if not self._ranks.several:
+                raise
+            reason = error
+        if not self._ranks.agree(restored) and self._ranks.several:
+            self._ranks.copy_first(self._tensors())
+            raise RanksParted(
+                f"this rank went back to step {restored}, another one did not; all go on with the first rank's weights"
+            ) from reason
+        return restored
+
+    def _tensors(self) -> list[Tensor]:
+        """Weights, running statistics and optimizer state, in the same order on every rank."""
+        found: list[Tensor] = []
+        for name in sorted(self._parts):
+            part = self._parts[name]
+            if isinstance(part, nn.Module):
+                found += part.state_dict().values()
+            elif isinstance(part, torch.optim.Optimizer):
+                states = (part.state.get(p, {}) for group in part.param_groups for p in group["params"])
+                found += [state[key] for state in states for key in sorted(state) if isinstance(state[key], Tensor)]
+        return found
 
     def drop_after(self, step: int) -> None:
         """Forget snapshots later than ``step``; -1 forgets all."""

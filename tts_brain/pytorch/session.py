@@ -4,10 +4,9 @@ An adapter has four duties — show what a step did (``after_batch``), turn the 
 (``save``, ``load``), and detach (``close``) — and one promise, kept here: a fault of the brain is written down, the
 brain steps aside, the training goes on.
 
-In a data-parallel run every rank has a session. They meet once per decision: what each saw since the last meeting is
-merged (``coordination/consensus.py``), every rank decides on the same, and a checksum of the outcome is compared. A
-rank that fails keeps its knobs until the next meeting, where all step aside together: until then, and after it, all
-train with the same values. So whether ranks meet at a step hangs only on what the host makes all of them see alike.
+In a data-parallel run every rank has a session. They meet once per decision (``pytorch/meeting.py``): what each saw
+since the last meeting is merged, every rank decides on the same, and a checksum of the outcome is compared. A rank that
+fails keeps its knobs until the next meeting, where all step aside together: until then, and after it, all train alike.
 """
 
 from __future__ import annotations
@@ -15,27 +14,25 @@ from __future__ import annotations
 import logging
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tts_brain.config import BrainConfig
-from tts_brain.coordination.consensus import digest, median_of_ranks, pack, row_width, unpack
 from tts_brain.feedback.rollback import RandomStates, Stateful
-from tts_brain.journal import FORMAT_VERSION, Journal, NoJournal, to_plain, versions
-from tts_brain.manager import NONFINITE_LIMIT, ContextAwareTrainingManager
+from tts_brain.journal import Journal, NoJournal
+from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.pytorch.buffers import BufferGuard
 from tts_brain.pytorch.capture import StopTally, measure_some
+from tts_brain.pytorch.chronicle import Chronicle, Dashboard
+from tts_brain.pytorch.meeting import Meeting
 from tts_brain.pytorch.optimizer import OptimizerTap
 from tts_brain.pytorch.ranks import Ranks
-from tts_brain.pytorch.rescue import Rescue
+from tts_brain.pytorch.rescue import RanksParted, Rescue
 from tts_brain.pytorch.step import StepUnderWay
-from tts_brain.report.terminal import one_decision
 from tts_brain.statefile import StateFileError, load_state, save_state
 from tts_brain.types import (
     GRAD_CLIP,
@@ -88,7 +85,7 @@ class BrainSession:
         model: torch.nn.Module,
         parts: Mapping[str, Stateful | None],
         host_values: Mapping[str, float] | None = None,
-        dashboard: Callable[[int, Mapping[str, float]], None] | None = None,
+        dashboard: Dashboard | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.config = config
@@ -103,8 +100,8 @@ class BrainSession:
             "brain": self.manager,
         }
         self._ranks = ranks or Ranks()
-        self.journal = Journal(folder) if self._ranks.first else NoJournal(folder)
-        self._dashboard = dashboard
+        self._meeting = Meeting(self._ranks, capabilities.losses, config.decide_every) if self._ranks.several else None
+        self._chronicle = Chronicle(folder, self.manager, self._ranks, dashboard)
         self._taps = [OptimizerTap(o, guard=self.manager.moves_allowed, on_fault=self.fault) for o in optimizers]
         self._steps_seen = 0
         self._under_way = StepUnderWay()
@@ -113,13 +110,15 @@ class BrainSession:
         self._buffers = BufferGuard(model) if self.manager.moves_allowed else None
         self._rescue = Rescue(self.manager, self.parts, folder / "snapshots", self._ranks)
         self._pending: list[Observation] = []
-        self._shared_at = 0
-        self._met_at = 0
-        self._skipped_run = 0
         self._regime: dict[str, int] | None = None
         self._started = False
         self._resumed = False
         self._faulted = False
+
+    @property
+    def journal(self) -> Journal | NoJournal:
+        """Where the run is written down."""
+        return self._chronicle.journal
 
     @property
     def knobs(self) -> Mapping[str, float]:
@@ -147,10 +146,10 @@ class BrainSession:
         self._faulted = True
         text = "".join(traceback.format_exception(error))
         log.error("[brain] fault of the brain, not of your run: it steps aside, the training goes on\n%s", text)
-        if not self._ranks.several:
+        if self._meeting is None:
             self._step_aside()
         try:
-            self._event("fault", f"{type(error).__name__}: {error}", traceback=text)
+            self._chronicle.event(self.step, "fault", f"{type(error).__name__}: {error}", traceback=text)
         except Exception:
             log.exception("[brain] the fault could not be written to %s", self.journal.path)
 
@@ -178,11 +177,13 @@ class BrainSession:
         before, self._regime = self._regime, dict(regime)
         if not self.active or before is None or before == self._regime:
             return
+        if self._meeting is not None and self._meeting.untold(self.step):
+            self._share(self._meeting, deciding=False)  # what was seen so far belongs to the old regime
         self.manager.regime_changed()
         changed = [
             f"{name} {before.get(name)} → {value}" for name, value in regime.items() if before.get(name) != value
         ]
-        self._event("regime_changed", ", ".join(changed))
+        self._chronicle.event(self.step, "regime_changed", ", ".join(changed))
 
     def heal(self) -> list[str]:
         """Put back running statistics that a NaN batch has poisoned; also before a host writes a checkpoint.
@@ -203,8 +204,8 @@ class BrainSession:
     ) -> Decision | None:
         """Show one batch's raw losses; when it ended with an optimizer step, observe and, if due, decide.
 
-        Batches that only accumulate gradients are averaged into the step they belong to. Nothing is raised. With other
-        ranks, all must call it for each batch, with a ``total`` that is finite on all or on none.
+        Batches that only accumulate gradients are averaged into the step they belong to. A fault of the brain is not
+        raised. With other ranks, all must call it for each batch, with a ``total`` that is finite on all or on none.
 
         Args:
             losses: ``total`` is required.
@@ -225,8 +226,7 @@ class BrainSession:
             return None
         skipped = left_out or any(tap.skipped for tap in self._taps)
         self.step += 1
-        self._skipped_run = self._skipped_run + 1 if skipped else 0
-        due = self._due()
+        due = self._due(skipped)
         with self.fence():
             observation = self._under_way.observation(
                 self.step,
@@ -240,10 +240,12 @@ class BrainSession:
             self._say_skipped(observation)
             self._pending.append(observation)
         self._under_way = StepUnderWay()
-        if not self._ranks.several:
-            self._share()
-            due = self._due()
-        return self._meet() if due and self.active else None
+        if self._meeting is None:
+            mine, self._pending = self._pending, []
+            with self.fence():
+                self._take_in(mine)
+            due = self._due(skipped)
+        return self._decide() if due and self.active else None
 
     def _ended_step(self, total: float, ends_step: bool) -> bool | None:
         """None while the step is under way, else whether the host left it out. The same on every rank."""
@@ -258,49 +260,41 @@ class BrainSession:
             return None
         return left_out
 
-    def _due(self) -> bool:
-        if not self._ranks.several:
-            return self.manager.due(self.step)
-        return self.step - self._met_at >= self.config.decide_every or self._skipped_run == NONFINITE_LIMIT
+    def _due(self, skipped: bool) -> bool:
+        return self.manager.due(self.step) if self._meeting is None else self._meeting.due(self.step, skipped=skipped)
 
     def _say_skipped(self, observation: Observation) -> None:
         if observation.skipped:
             healed = list(dict.fromkeys(self._under_way.healed + self.heal()))
             also = f"; running statistics put back: {', '.join(healed)}" if healed else ""
-            self._event("skipped_gradient", f"a non-finite gradient was kept from the weights{also}")
+            self._chronicle.event(
+                self.step, "skipped_gradient", f"a non-finite gradient was kept from the weights{also}"
+            )
 
-    def _share(self, *, deciding: bool = False) -> bool:
-        """What all ranks saw since they last shared goes to every rank's manager; False when a rank has failed."""
-        if not self._ranks.several:
-            mine, self._pending = self._pending, []
-            with self.fence():
-                self._take_in(mine, deciding)
-            return self.active
-        losses = self.manager.capabilities.losses
-        rows = np.zeros((self.step - self._shared_at, row_width(losses)))
-        with self.fence():
-            rows[:] = pack(self._pending, losses)
-        self._pending, self._shared_at = [], self.step
-        everybody = self._ranks.gather(np.append(rows.ravel(), float(self._faulted)))
-        if everybody[:, -1].any():
-            self._step_aside_together("the brain of a rank has failed")
-            return False
-        with self.fence():
-            self._take_in(unpack(median_of_ranks(everybody[:, :-1].reshape(-1, *rows.shape)), losses), deciding)
-        return True
-
-    def _take_in(self, observations: Sequence[Observation], deciding: bool) -> None:
+    def _take_in(self, observations: Sequence[Observation], *, deciding: bool = False) -> None:
         for observation in observations:
             self.manager.observe(observation)
-            due = observation.step == self.step and (deciding or self._due())
+            due = observation.step == self.step and (deciding or (self._meeting is None and self._due(False)))
             if due or observation.step % self.config.journal_every == 0 or observation.step == 1:
-                self.journal.write("observation", observation)
+                self._chronicle.observation(observation)
 
-    def _meet(self) -> Decision | None:
-        """Decide, with all ranks; None when the brain has just stepped aside."""
-        self._met_at = self.step
-        if self._ranks.several and not self._share(deciding=True):
-            return None
+    def _share(self, meeting: Meeting, *, deciding: bool) -> None:
+        """What all ranks saw since they last told each other goes to every rank's manager."""
+        mine, self._pending = self._pending, []
+        everybody = meeting.tell(self.step, mine, failed=self._faulted)
+        if everybody is None:
+            self._step_aside_together("the brain of a rank has failed")
+            return
+        with self.fence():
+            self._take_in(everybody, deciding=deciding)
+
+    def _decide(self) -> Decision | None:
+        """Decide, with all ranks, and carry it out; None when the brain has just stepped aside."""
+        if self._meeting is not None:
+            self._meeting.decided(self.step)
+            self._share(self._meeting, deciding=True)
+            if not self.active:
+                return None
         decision = None
         with self.fence():
             for tap in self._taps:
@@ -308,67 +302,90 @@ class BrainSession:
             if self._buffers is not None:
                 self._buffers.keep()
             decision = self.manager.decide()
-        if self._ranks.several:
-            with self.fence():
-                outcome = None if self._faulted else digest(self.manager.state_dict())
-            if not self._ranks.agree(None if self._faulted else outcome):
-                self._step_aside_together("the ranks did not come to one decision")
-                return None
-        if decision is None:
+        if not self._all_agree("the ranks did not come to one decision") or decision is None:
             return None
-        with self.fence():
-            self._carry_out(decision)
+        self._carry_out(decision)
         return None if self._faulted else decision
+
+    def _all_agree(self, otherwise: str) -> bool:
+        """Is the brain in the same state on every rank? If not, it steps aside on all."""
+        if self._meeting is None:
+            return self.active
+        state = None
+        with self.fence():
+            state = {"step": self.step, "regime": self._regime, "manager": self.manager.state_dict()}
+        if not self._meeting.agree(None if self._faulted else state):
+            self._step_aside_together(otherwise)
+        return self.active
 
     def _step_aside_together(self, why: str) -> None:
         self._step_aside()
         self._faulted = True
         log.error("[brain] %s: it steps aside on all ranks, the training goes on", why)
         with self.fence():
-            self._event("stepped_aside", why)
+            self._chronicle.event(self.step, "stepped_aside", why)
 
     def _carry_out(self, decision: Decision) -> None:
-        # First of all: ranks must not train at two rates because one of them cannot write its journal.
-        self._turn_taps()
-        self.journal.write("decision", decision)
-        self._announce(decision)
-        if decision.verdict is Verdict.ROLL_BACK:
-            self._roll_back(decision)
-        elif self.manager.mode is Mode.FULL and decision.verdict is not Verdict.STOP:
-            refusal = self._rescue.maybe_take(self.step)
-            if refusal:
-                log.warning("[brain] no snapshots, so no rollback: %s", refusal)
-                self._event("no_snapshot", refusal)
-        self._show_dashboard(decision)
+        with self.fence():
+            self._turn_taps()
+        # Before anything is written: the ranks wait for each other in it, and a full disk is one rank's own trouble.
+        back = decision.verdict is Verdict.ROLL_BACK
+        restored = self._roll_back() if back else None
+        with self.fence():
+            self._chronicle.decision(decision)
+            if back:
+                self._say_rolled_back(decision, restored)
+            elif self.manager.mode is Mode.FULL and decision.verdict is not Verdict.STOP:
+                refusal = self._rescue.maybe_take(self.step)
+                if refusal:
+                    log.warning("[brain] no snapshots, so no rollback: %s", refusal)
+                    self._chronicle.event(self.step, "no_snapshot", refusal)
+            self._chronicle.dashboard(self.step, decision)
 
     def _turn_taps(self) -> None:
         knobs = self.knobs
+        # Before anything that might fail on one rank only: two rates would part the weights of the ranks for good.
+        for tap in self._taps:
+            tap.rate_multiplier = knobs.get(LEARNING_RATE, 1.0)
         clip = knobs.get(GRAD_CLIP, GRAD_CLIP_OFF)
         median = self.manager.context().grad_norm_median if clip < GRAD_CLIP_OFF else math.nan
         for tap in self._taps:
-            tap.rate_multiplier = knobs.get(LEARNING_RATE, 1.0)
             tap.clip_norm = clip * median if math.isfinite(median) else math.inf
 
-    def _roll_back(self, decision: Decision) -> None:
-        restored = self._rescue.roll_back(self.step)
-        self._turn_taps()
+    def _roll_back(self) -> int | None:
+        """Go back to a snapshot, with all ranks; the step restored, None without one."""
+        if self._meeting is not None:
+            self._meeting.forgive()
+        restored = None
+        try:
+            restored = self._rescue.roll_back(self.step)
+        except RanksParted as error:
+            self._step_aside_together(str(error))
+        except Exception as error:
+            self.fault(error)
+        with self.fence():
+            self._turn_taps()
+        return restored
+
+    def _say_rolled_back(self, decision: Decision, restored: int | None) -> None:
+        message = f"step {self.step}: {decision.reason}; "
         if restored is None:
-            message = f"step {self.step}: {decision.reason}; there is no snapshot to go back to"
+            message += "there is no snapshot to go back to"
         else:
-            message = (
-                f"step {self.step}: {decision.reason}; the weights of step {restored} are back, the data since then "
-                f"is passed over, rate multiplier {self.manager.knobs.get(LEARNING_RATE, 1.0):.3g}"
+            message += (
+                f"the weights of step {restored} are back, the data since then is passed over, rate multiplier "
+                f"{self.manager.knobs.get(LEARNING_RATE, 1.0):.3g}"
             )
         log.warning("[brain] %s", message)
-        self._event("rollback", message, restored=restored)
+        self._chronicle.event(self.step, "rollback", message, restored=restored)
 
     def save(self, path: Path) -> None:
         """Write the sidecar for a checkpoint of the host, atomically; none after a fault: the state is unsure then.
 
         With other ranks, all must call it; one writes.
         """
-        if self._ranks.several and self.active and self.step > self._shared_at:
-            self._share()
+        if self._meeting is not None and self.active and self._meeting.untold(self.step):
+            self._share(self._meeting, deciding=False)
         if self._faulted or not self._ranks.first:
             return
         state = {
@@ -394,13 +411,10 @@ class BrainSession:
         loaded = False
         with self.fence():
             loaded = self._load(path, step_otherwise)
-            self._shared_at = self.step
-            self._met_at = self.manager.last_decision if loaded else self.step
-            self._skipped_run = self.manager.analyzer.nonfinite_run
-        if self._ranks.several and not self._ranks.agree(None if self._faulted else digest(self.manager.state_dict())):
-            self._step_aside_together(f"the ranks do not read one and the same {path}")
-            return False
-        return loaded
+        if self._meeting is not None:
+            decided_at = self.manager.last_decision if loaded else self.step
+            self._meeting.goes_on(self.step, decided_at, self.manager.analyzer.nonfinite_run)
+        return self._all_agree(f"the ranks do not read one and the same {path}") and loaded
 
     def _load(self, path: Path, step_otherwise: int) -> bool:
         try:
@@ -413,7 +427,7 @@ class BrainSession:
             log.error("[brain] cannot go on from the earlier run, the brain starts afresh: %s", reason)
             self.step = step_otherwise
             self._start()
-            self._event("resume_failed", reason)
+            self._chronicle.event(self.step, "resume_failed", reason)
             return False
         self.step, self._regime = step, regime
         self._stop.sums = state.get("stop")
@@ -433,11 +447,7 @@ class BrainSession:
         for tap in self._taps:
             tap.detach()
         self.active = False
-        try:
-            if self._started:
-                self.journal.write("end", {"step": self.step, "message": message})
-        finally:
-            self.journal.close()
+        self._chronicle.end(self.step, message)
 
     def _start(self) -> None:
         if self._started:
@@ -447,33 +457,4 @@ class BrainSession:
             # Disk snapshots of an earlier run in this folder are of other weights.
             self._rescue.drop_after(-1)
         self._turn_taps()
-        record = {
-            "step": self.step,
-            "format": FORMAT_VERSION,
-            "host": self.manager.capabilities.host,
-            "ranks": self._ranks.count,
-            "mode": self.config.mode,
-            "config": self.config.to_dict(),
-            "capabilities": self.manager.capabilities,
-            "versions": versions(),
-        }
-        self.journal.write("start", record)
-
-    def _event(self, name: str, message: str, **more: Any) -> None:
-        self.journal.write("event", {"step": self.step, "event": name, "message": message, **more})
-
-    def _announce(self, decision: Decision) -> None:
-        if decision.verdict is Verdict.STOP:
-            log.error("[brain] %s", decision.reason)
-        elif decision.moves:
-            log.info("%s", one_decision(to_plain(decision)))
-
-    def _show_dashboard(self, decision: Decision) -> None:
-        if self._dashboard is None:
-            return
-        context = self.manager.context()
-        values = {f"knob_{name}": value for name, value in decision.after.items()}
-        values |= {"phase": float(context.phase.index), "certainty": context.certainty}
-        if context.attention is not None:
-            values |= {n: getattr(context.attention, n) for n in ("diagonality", "focus", "coverage", "attention_diag")}
-        self._dashboard(self.step, values)
+        self._chronicle.start(self.step)
