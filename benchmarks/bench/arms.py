@@ -1,0 +1,88 @@
+"""The ways of training that are compared: constants, schedules, and the brain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench.forward_sum import ForwardSum
+from bench.host import Training
+from tts_brain.config import BrainConfig
+from tts_brain.types import GUIDED_WEIGHT, LEARNING_RATE
+from tts_brain_espnet.adapter import EspnetAdapter
+
+
+@dataclass
+class Plain:
+    """The host, with constants or a schedule in place of its own.
+
+    Args:
+        guided: weight of the guided loss in the host's units; None leaves 1.0.
+        sigma: width of the guide; None leaves 0.4.
+        rate: Adam's; None leaves the setting's.
+        forward_sum: weight of a forward-sum term beside the guide; 0 is none.
+        schedule: (run, step) called before each step; may turn anything.
+    """
+
+    guided: float | None = None
+    sigma: float | None = None
+    rate: float | None = None
+    forward_sum: float = 0.0
+    schedule: Callable[[Training, int], None] | None = None
+
+    def attach(self, run: Training) -> None:
+        guide = run.tts.attn_loss
+        guide.alpha = guide.alpha if self.guided is None else self.guided
+        guide.sigma = guide.sigma if self.sigma is None else self.sigma
+        if self.rate is not None:
+            run.set_rate(self.rate)
+        if self.forward_sum > 0.0:
+            ForwardSum(run.tts, self.forward_sum)
+
+    def step(self, run: Training, step: int) -> None:
+        if self.schedule is not None:
+            self.schedule(run, step)
+
+    @contextmanager
+    def epoch(self, run: Training, reporter: Any) -> Iterator[None]:
+        yield
+
+    def detach(self, run: Training) -> None:
+        pass
+
+
+@dataclass
+class Brain:
+    """The brain on the host, through the same adapter that users have."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    rate: float | None = None
+    guided: float | None = None
+    adapter: EspnetAdapter | None = None
+
+    def attach(self, run: Training) -> None:
+        if self.rate is not None:
+            run.set_rate(self.rate)
+        if self.guided is not None:
+            run.tts.attn_loss.alpha = self.guided
+        config = BrainConfig.from_dict(self.settings)
+        self.adapter = EspnetAdapter(config, run.model, [run.optimizer], [None], run.options)
+        self.adapter._save_sidecar = lambda epoch: None  # nothing is resumed here
+
+    def step(self, run: Training, step: int) -> None:
+        assert self.adapter is not None
+        knobs = self.adapter.session.knobs
+        run.rate_multiplier = knobs.get(LEARNING_RATE, 1.0)
+        run.guided_weight = knobs.get(GUIDED_WEIGHT)
+
+    @contextmanager
+    def epoch(self, run: Training, reporter: Any) -> Iterator[None]:
+        assert self.adapter is not None
+        with self.adapter.epoch(reporter, None, None):
+            yield
+
+    def detach(self, run: Training) -> None:
+        if self.adapter is not None:
+            self.adapter.close("finished")
