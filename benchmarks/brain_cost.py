@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,28 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from bench.clock import WARM_UP, Stopwatch, interleave, summarise, watch_adapter
 
 from tts_brain_coqui.espeak_corpus import default_cache, make_corpus
 from tts_brain_coqui.experiment import Arm, ArmRun
-
-
-class Stopwatch:
-    """Adds up the seconds spent in wrapped functions."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def around(self, owner: Any, name: str) -> None:
-        function = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self.seconds += time.perf_counter() - start
-
-        setattr(owner, name, timed)
 
 
 def main() -> None:
@@ -55,63 +36,39 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     data = args.data or make_corpus(default_cache())
-    with tempfile.TemporaryDirectory() as folder:
-        plain, _ = _steps(Path(folder) / "plain", data, args, brain=False)
-        ours, watch = _steps(Path(folder) / "brain", data, args, brain=True)
-        plain_s, brain_s, own_s = [], [], []
-        for step in range(args.steps):
-            before = watch.seconds
-            pair = [(plain, plain_s), (ours, brain_s)]
-            for take, seconds in pair if step % 2 else reversed(pair):
-                seconds.append(take())
-            own_s.append(watch.seconds - before)
-            print(
-                f"step {step + 1}: plain {plain_s[-1]:.3f} s, brain {brain_s[-1]:.3f} s, own {own_s[-1]:.4f} s",
-                flush=True,
-            )
-    warm = 2  # the first steps pay for lazy imports and allocations
-    base = statistics.median(plain_s[warm:])
-    result = {
-        "steps": args.steps,
-        "plain_step_s": base,
-        "ratio": statistics.median(b / p for p, b in zip(plain_s[warm:], brain_s[warm:], strict=True)),
-        "own_median": statistics.median(own_s[warm:]) / base,
-        "own_mean": statistics.fmean(own_s[warm:]) / base,
-        "own_worst": max(own_s[warm:]) / base,
-    }
-    print(json.dumps(result, indent=2))
+    result = coqui_cost(data, args.steps, args.batch_size)
+    print(json.dumps(result, indent=1))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def _steps(folder: Path, data: Path, args: argparse.Namespace, *, brain: bool) -> tuple[Callable[[], float], Stopwatch]:
-    """A function that takes one training step and returns its seconds."""
-    Arm(folder.name, folder.name, str(data), args.steps, brain=brain, batch_size=args.batch_size).save(folder)
-    trainer = ArmRun(folder).build()
+def coqui_cost(data: Path, steps: int, batch_size: int) -> dict[str, float]:
+    """Figures of ``bench.clock.summarise`` for Coqui's full-size Tacotron2 on a folder in LJSpeech layout."""
     watch = Stopwatch()
-    if brain:
-        _watch_brain(trainer.brain, watch)
+    with tempfile.TemporaryDirectory() as folder:
+        plain, ours = (_trainer(Path(folder) / name, data, steps, batch_size) for name in ("plain", "brain"))
+        adapter = ours.brain
+        criterion = (adapter._criterion, ("_as_host", "_shaped"))
+        taps = {adapter: ("_before_step", "_after_step"), adapter.session: ("see_attention",)}
+        watch_adapter(adapter, watch, taps | dict([criterion]))
+        # Both loaders give the same batches; a number stands for each.
+        return summarise(interleave(_taker(plain), _taker(ours), watch, range(steps + WARM_UP), steps))
+
+
+def _trainer(folder: Path, data: Path, steps: int, batch_size: int) -> Any:
+    Arm(folder.name, folder.name, str(data), steps, brain=folder.name == "brain", batch_size=batch_size).save(folder)
+    trainer = ArmRun(folder).build()
     trainer.model.train()
+    return trainer
+
+
+def _taker(trainer: Any) -> Callable[[int], None]:
     batches = iter(trainer.train_loader)
 
-    def take() -> float:
-        batch = next(batches)
-        start = time.perf_counter()
-        trainer.train_step(batch, args.steps, 0, start)
-        return time.perf_counter() - start
+    def take(number: int) -> None:
+        trainer.train_step(next(batches), number + 1, 0, time.perf_counter())
 
-    return take, watch
-
-
-def _watch_brain(adapter: Any, watch: Stopwatch) -> None:
-    for owner, names in (
-        (adapter, ("_before_step", "_after_step")),
-        (adapter._criterion, ("_as_host", "_shaped")),
-        (adapter.session, ("see_attention",)),
-        (adapter.session._taps[0], ("_check_gradients", "_measure_update", "_watched")),
-    ):
-        for name in names:
-            watch.around(owner, name)
+    return take
 
 
 if __name__ == "__main__":

@@ -16,16 +16,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from bench.clock import Stopwatch, interleave, summarise, watch_adapter
 from espnet2.tasks.tts import TTSTask
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.distributed_utils import DistributedOption
@@ -34,31 +32,6 @@ from espnet2.train.trainer import Trainer
 
 from tts_brain.config import BrainConfig
 from tts_brain_espnet.adapter import EspnetAdapter
-
-_WARM_UP = 2
-
-
-@dataclass
-class Stopwatch:
-    """Adds up the seconds spent in wrapped functions."""
-
-    seconds: float = 0.0
-    _inside: bool = field(default=False, repr=False)
-
-    def around(self, owner: Any, name: str) -> None:
-        function = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            if self._inside:
-                return function(*args, **kwargs)
-            self._inside, start = True, time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                self._inside = False
-                self.seconds += time.perf_counter() - start
-
-        setattr(owner, name, timed)
 
 
 class Arm:
@@ -74,37 +47,25 @@ class Arm:
         self.adapter = None
         if brain:
             self.adapter = EspnetAdapter(BrainConfig(), self.model, self.optimizers, [None], self.options)
-            tap = self.adapter._losses
-            for owner, names in (
-                (self.adapter, ("_after_iteration",)),
-                (tap, ("_lengths", "_after")),
-                (self.adapter.session._taps[0], ("_check_gradients", "_measure_update", "_watched")),
-            ):
-                for name in names:
-                    self.watch.around(owner, name)
+            taps = {self.adapter: ("_after_iteration",), self.adapter._losses: ("_lengths", "_after")}
+            watch_adapter(self.adapter, self.watch, taps)
             # A step of this size lasts a fraction of a second; a sidecar is written once per epoch, not per iteration.
             self.adapter._save_sidecar = lambda epoch: None
 
-    def take(self, batch: Any) -> float:
+    def take(self, batch: Any) -> None:
         reporter = Reporter(1).start_epoch("train")
-        step: Callable[[], Any] = lambda: Trainer.train_one_epoch(  # noqa: E731
-            model=self.model,
-            iterator=[batch],
-            optimizers=self.optimizers,
-            schedulers=[None],
-            scaler=None,
-            reporter=reporter,
-            summary_writer=None,
-            options=self.options,
-            distributed_option=DistributedOption(),
-        )
-        start = time.perf_counter()
-        if self.adapter is None:
-            step()
-        else:
-            with self.adapter.epoch(reporter, None, None):
-                step()
-        return time.perf_counter() - start
+        with nullcontext() if self.adapter is None else self.adapter.epoch(reporter, None, None):
+            Trainer.train_one_epoch(
+                model=self.model,
+                iterator=[batch],
+                optimizers=self.optimizers,
+                schedulers=[None],
+                scaler=None,
+                reporter=reporter,
+                summary_writer=None,
+                options=self.options,
+                distributed_option=DistributedOption(),
+            )
 
 
 def main() -> None:
@@ -123,34 +84,11 @@ def main() -> None:
     factory = TTSTask.build_iter_factory(args=host, distributed_option=DistributedOption(), mode="train")
     with tempfile.TemporaryDirectory() as folder:
         plain, ours = (Arm(host, Path(folder) / name, brain=name == "brain") for name in ("plain", "brain"))
-        rows = []
-        for number, batch in enumerate(factory.build_iter(1)):
-            if number == args.iterations + _WARM_UP:
-                break
-            # In turn first: whoever comes second finds the batch in the cache.
-            first, second = (plain, ours) if number % 2 else (ours, plain)
-            before = ours.watch.seconds
-            seconds = {first: first.take(batch), second: second.take(batch)}
-            if number >= _WARM_UP:
-                rows.append((seconds[plain], seconds[ours], ours.watch.seconds - before))
+        rows = interleave(plain.take, ours.take, ours.watch, factory.build_iter(1), args.iterations)
     result = summarise(rows) | {"parameters": sum(p.numel() for p in plain.model.parameters())}
     print(json.dumps(result, indent=1))
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-
-
-def summarise(rows: list[tuple[float, float, float]]) -> dict[str, float]:
-    """Medians of (plain, with the brain, the brain's own) seconds per iteration."""
-    own = [share / alone for alone, _, share in rows]
-    return {
-        "iterations": len(rows),
-        "plain_iteration_s": statistics.median(alone for alone, _, _ in rows),
-        "brain_iteration_s": statistics.median(ours for _, ours, _ in rows),
-        "ratio": statistics.median(ours / alone for alone, ours, _ in rows),
-        "own_median": statistics.median(own),
-        "own_mean": statistics.mean(own),
-        "own_worst": max(own),
-    }
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -58,6 +58,7 @@ class Training:
 
     Args:
         folder: scratch space.
+        model_conf: sizes of the Tacotron2.
         trace: one dictionary per step: raw losses in the host's weights, gradient norm, and the rate and guided weight
             that were used.
         spoil: changes a training batch before the model sees it (step, batch).
@@ -69,6 +70,7 @@ class Training:
     setting: Setting
     seed: int
     folder: Path
+    model_conf: Mapping[str, Any] = field(default_factory=lambda: MODEL)
     model: ESPnetTTSModel = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     options: Any = field(init=False)
@@ -82,7 +84,7 @@ class Training:
     def __post_init__(self) -> None:
         set_all_random_seed(self.seed)
         tts = Tacotron2(
-            idim=len(self.corpus.tokens), odim=N_MELS, reduction_factor=self.setting.reduction_factor, **MODEL
+            idim=len(self.corpus.tokens), odim=N_MELS, reduction_factor=self.setting.reduction_factor, **self.model_conf
         )
         self.model = ESPnetTTSModel(None, None, None, None, None, None, tts)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.setting.rate, eps=1e-6)

@@ -18,15 +18,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty short clips of espeak-ng; the runs take the shortest."""
-    pytest.importorskip("espeakng_loader", reason="the speech for these tests is made by espeakng_loader")
-    from tts_brain_coqui.espeak_corpus import make_corpus
-
-    return make_corpus(tmp_path_factory.mktemp("corpus") / "espeak", clips=40)
-
-
 @pytest.fixture(scope="module")
 def module_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder for runs that several tests look at; removed afterwards, as checkpoints are large."""

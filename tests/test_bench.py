@@ -1,0 +1,272 @@
+"""The instrument against itself: what it counts, what it keeps, and that it sees what is there."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("espnet2", reason="ESPnet is not installed: uv pip install 'tts-brain[espnet]'")
+
+from bench_corpus import BENCHMARKS, TINY_MODEL, tiny_corpus, tiny_setting
+
+# ruff: isort: split
+import numpy as np
+import torch
+from bench import figures, summary
+from bench.arms import Brain, Plain
+from bench.data import collate, load
+from bench.forward_sum import forward_sum
+from bench.host import Measured, Training
+from bench.plans import ARMS, arms_of, cells
+from bench.speech import distortion
+from bench.store import Cell, Store
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tts_brain.corpus import CorpusError
+
+QUICK_BRAIN = {"decide_every": 2, "attention_every": 1, "journal_every": 1}
+
+
+def trained(tmp_path: Path, arm: Any, seed: int = 0, **setting: Any) -> Training:
+    folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
+    folder.mkdir()
+    run = Training(tiny_corpus(), tiny_setting(**setting), seed, folder, model_conf=TINY_MODEL)
+    run.run(arm, lambda step, measured: None)
+    return run
+
+
+def without_clock(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in ("seconds", "aligned_s")}
+
+
+# The same arm twice, and a worse one.
+
+
+@pytest.mark.parametrize("arm", [Plain, lambda: Brain(settings=QUICK_BRAIN), lambda: Plain(forward_sum=0.1)])
+def test_the_same_arm_twice_gives_the_same_row(arm: Any, tmp_path: Path) -> None:
+    rows = [without_clock(figures.figures(trained(tmp_path, arm()))) for _ in range(2)]
+    assert json.dumps(rows[0]) == json.dumps(rows[1])
+    assert json.dumps(rows[0]) != json.dumps(without_clock(figures.figures(trained(tmp_path, arm(), seed=1))))
+
+
+def test_arms_start_from_the_same_weights_and_see_the_same_batches(tmp_path: Path) -> None:
+    seen: dict[str, list[list[str]]] = {}
+    weights = []
+    for name, arm in (("plain", Plain()), ("brain", Brain(settings=QUICK_BRAIN)), ("fast", Plain(rate=3e-3))):
+        (tmp_path / name).mkdir()
+        run = Training(tiny_corpus(), tiny_setting(), 0, tmp_path / name, model_conf=TINY_MODEL)
+        weights.append([p.detach().clone() for p in run.model.parameters()])
+        run.spoil = lambda step, batch, name=name: seen.setdefault(name, []).append(batch[0]) or batch
+        run.run(arm, lambda step, measured: None)
+    assert seen["plain"] == seen["brain"] == seen["fast"] and len(seen["plain"]) == 12
+    assert all(torch.equal(a, b) for one in weights[1:] for a, b in zip(weights[0], one, strict=True))
+
+
+def test_observing_changes_no_figure(tmp_path: Path) -> None:
+    host = without_clock(figures.figures(trained(tmp_path, Plain())))
+    watched = without_clock(figures.figures(trained(tmp_path, Brain(settings={**QUICK_BRAIN, "mode": "observe"}))))
+    assert json.dumps(host) == json.dumps(watched)
+
+
+def test_an_arm_made_worse_on_purpose_is_seen_as_worse(tmp_path: Path) -> None:
+    good, bad = (figures.figures(trained(tmp_path, Plain(rate=r), steps=40)) for r in (1e-2, 1e-5))
+    assert bad["l1"] > 1.05 * good["l1"] and bad["mel_loss"] > good["mel_loss"]
+
+
+def test_measuring_more_often_changes_no_training(tmp_path: Path) -> None:
+    often = trained(tmp_path, Plain(), evaluate_every=2, speak_every=2)
+    seldom = trained(tmp_path, Plain(), evaluate_every=12, speak_every=12)
+    assert [r["loss"] for r in often.trace] == [r["loss"] for r in seldom.trace]
+
+
+# What is counted.
+
+
+def measured(values: list[float], every: int = 25) -> list[Measured]:
+    return [
+        Measured(every * (n + 1), float(n), 1.0, {"attention_diag": value, "diagonality": value})
+        for n, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "step"),
+    [
+        ([0.1, 0.6, 0.6, 0.4, 0.5, 0.7, 0.9], 125),
+        ([0.6, 0.6, 0.4, 0.6, 0.6], None),
+        ([0.5, 0.5, 0.5], 25),
+        ([0.9], None),
+    ],
+)
+def test_aligned_is_the_first_of_three_in_a_row(values: list[float], step: int | None) -> None:
+    found = figures.aligned_at(measured(values))
+    assert (None if found is None else found.step) == step
+
+
+@pytest.mark.parametrize(
+    ("values", "steps"),
+    [
+        ([0.6, 0.6, 0.6, 0.2, 0.2, 0.2, 0.2, 0.6], 75),
+        ([0.6, 0.6, 0.6, 0.2, 0.6, 0.2, 0.6], 0),
+        ([0.2, 0.2, 0.2, 0.2], 0),
+        ([0.6, 0.6, 0.6, 0.31], 0),
+    ],
+)
+def test_a_planted_relapse_is_counted(values: list[float], steps: int) -> None:
+    assert figures.relapse(measured(values)) == steps
+    assert figures.relapsed({"relapse_steps": steps}) is (steps > 50)
+
+
+def test_interventions_are_moves_of_what_was_used() -> None:
+    path = [(1.0, 4.5), (1.0, 4.5), (1.04, 4.5), (1.0, 10.0), (0.5, 8.0), (0.5, 8.0)]
+    trace = [{"used_rate": rate, "used_guided": weight} for rate, weight in path]
+    assert figures.interventions(trace) == 3  # 4.5 to 10; 1.0 to 0.5 and 10 to 8
+
+
+def test_gradient_stability_is_of_the_last_fifty() -> None:
+    trace = [{"grad_norm": 1000.0}] * 10 + [{"grad_norm": math.exp(n % 2)} for n in range(50)]
+    assert figures.gradient_stability(trace) == pytest.approx(np.std([0, 1] * 25, ddof=1))
+    assert math.isnan(figures.gradient_stability([{"grad_norm": math.nan}] * 5))
+
+
+def test_distortion_is_zero_for_the_same_and_free_of_pace_and_loudness() -> None:
+    generator = np.random.default_rng(0)
+    mel = generator.normal(size=(30, 80))
+    assert distortion(mel, mel) == pytest.approx(0.0, abs=1e-9)
+    assert distortion(np.repeat(mel, 2, axis=0), mel) == pytest.approx(0.0, abs=1e-9)
+    assert distortion(mel + 3.0, mel) == pytest.approx(0.0, abs=1e-9)
+    assert distortion(generator.normal(size=(30, 80)), mel) > 1.0
+
+
+def test_forward_sum_prefers_a_monotonic_path() -> None:
+    diagonal = torch.eye(6).repeat_interleave(2, dim=0)[None] * 0.9 + 0.1 / 6
+    frames, tokens = torch.tensor([12]), torch.tensor([6])
+    good, reverse, blur = (
+        forward_sum(a, frames, tokens).item() for a in (diagonal, diagonal.flip(1), torch.full_like(diagonal, 1 / 6))
+    )
+    assert good < blur < reverse
+    padded = torch.nn.functional.pad(diagonal, (0, 3, 0, 4))
+    assert forward_sum(padded, frames, tokens).item() == pytest.approx(good, rel=1e-5)
+    assert forward_sum(diagonal[:, :4], torch.tensor([4]), tokens).item() == 0.0  # no path: fewer frames than tokens
+
+
+# What is kept.
+
+
+def test_cells_have_stable_keys_and_a_cut_off_row_is_run_again(tmp_path: Path) -> None:
+    setting = tiny_setting()
+    todo = cells("align", "tiny", setting, 2, ["default", "brain"])
+    assert [(c.seed, c.arm) for c in todo] == [(0, "default"), (0, "brain"), (1, "default"), (1, "brain")]
+    assert len({c.key for c in todo}) == 4
+    assert todo[0].key == Cell("align", "default", 0, "tiny", dict(reversed(setting.to_dict().items()))).key
+    store = Store(tmp_path / "rows.jsonl")
+    for cell in todo[:2]:
+        store.add(cell, {"l1": math.nan})
+    text = store.path.read_text()
+    store.path.write_text(text[: len(text) // 2 + 20])  # killed while the second row was written
+    assert store.done() == {todo[0].key}
+    store.add(todo[1], {"l1": 1.0})
+    rows = list(store.rows())
+    assert [row["key"] for row in rows] == [cell.key for cell in todo[:2]]
+    assert rows[0]["setting"] == setting.to_dict() and rows[1]["l1"] == 1.0
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=9))
+def test_the_interval_holds_the_median_and_lies_within_the_values(values: list[float]) -> None:
+    middle, low, high = summary.median_interval(values)
+    assert min(values) <= low <= middle <= high <= max(values)
+    assert summary.median_interval(values) == (middle, low, high)
+
+
+def test_the_table_counts_never_as_twice_the_budget() -> None:
+    common = {"setting": {"steps": 100}, "seconds": 5.0, "relapse_steps": 0, "gradient_stability": 0.1}
+    row = {**common, "mcd": 8.0, "attention_diag": 0.4, "speaks": 0.0}
+    never = {**row, "arm": "bad", "aligned_step": None, "aligned_s": None, "l1": 0.5}
+    soon = {**row, "arm": "good", "aligned_step": 50, "aligned_s": 2.0, "l1": 0.7}
+    head, first, second = summary.table([never, soon, {**never, "l1": 0.6}])
+    assert (first[0], second[0]) == ("good", "bad")
+    assert dict(zip(head, second, strict=True))["steps to aligned"] == "200"
+    assert dict(zip(head, second, strict=True))["aligned"] == "0/2"
+    assert summary.markdown([head, first]).count("\n") == 3
+
+
+def test_every_arm_of_every_benchmark_is_known() -> None:
+    for name in ("align", "autofix150"):
+        assert set(arms_of(name)) <= set(ARMS)
+    assert arms_of("align")[0] == "default" and len(arms_of("align")) == len(set(arms_of("align")))
+
+
+# The corpus and the command.
+
+
+def test_a_corpus_is_read_split_and_cached_whatever_the_order(corpus: Path, tmp_path: Path) -> None:
+    first = load(corpus, min_s=0.3, max_s=9.0, held_out=5, cache=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1
+    lines = (corpus / "metadata.csv").read_text().splitlines()
+    other = tmp_path / corpus.name
+    other.mkdir()
+    (other / "wavs").symlink_to(corpus / "wavs")
+    (other / "metadata.csv").write_text("\n".join(reversed(lines)) + "\n")
+    second = load(other, min_s=0.3, max_s=9.0, held_out=5, cache=tmp_path)
+    assert [c.name for c in first.held_out] == [c.name for c in second.held_out]
+    assert len(first.held_out) == 5 and not {c.name for c in first.held_out} & {c.name for c in first.train}
+    everything = np.concatenate([c.mel for c in first.train])
+    np.testing.assert_allclose(everything.mean(0), 0.0, atol=1e-3)
+    np.testing.assert_allclose(everything.std(0), 1.0, atol=1e-3)
+    names, batch = collate(first.train[:4])
+    assert batch["text_lengths"].tolist() == sorted(batch["text_lengths"].tolist(), reverse=True)
+    assert len(names) == 4 and batch["speech"].shape[0] == 4
+    with pytest.raises(CorpusError, match="only 0 clips last"):
+        load(corpus, min_s=50.0, max_s=60.0, held_out=5, cache=tmp_path)
+
+
+def command(corpus: Path, folder: Path, *more: str) -> list[str]:
+    line = [sys.executable, str(BENCHMARKS / "run.py"), "align", "--quick", "--data", str(corpus), "--jobs", "1"]
+    return [*line, "--steps", "10", "--arms", "default,brain", "--json", str(folder / "rows.jsonl"), *more]
+
+
+def test_a_killed_benchmark_goes_on_with_what_is_missing(corpus: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    line = command(corpus, tmp_path, "--max-seconds", "9")
+    rows = tmp_path / "rows.jsonl"
+    with (tmp_path / "first.log").open("w") as log:
+        first = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
+        deadline = time.monotonic() + 200
+        while not rows.exists() and first.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        first.send_signal(signal.SIGTERM)
+        first.wait(60)
+    assert rows.read_text().count("\n") == 1, (tmp_path / "first.log").read_text()[-2000:]
+    second = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert second.returncode == 0, second.stdout[-2000:] + second.stderr[-2000:]
+    assert "2 cells, 1 done, 1 to run" in second.stdout
+    found = [json.loads(text) for text in rows.read_text().splitlines()]
+    assert [row["arm"] for row in found] == ["default", "brain"]
+    assert all({"versions", "setting", "seed", "data", "l1", "mcd"} <= set(row) for row in found)
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [(["--arms", "brainy"], "no arm 'brainy'; known are:"), (["--data", "nowhere"], "nowhere does not exist")],
+)
+def test_bad_input_is_explained(
+    more: list[str],
+    says: str,
+    corpus: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    import run
+
+    monkeypatch.setattr(sys, "argv", [*command(corpus, tmp_path)[1:], *more])
+    assert run.main() == 2
+    assert says in capsys.readouterr().err
