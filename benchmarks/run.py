@@ -1,7 +1,15 @@
 """The benchmarks: does the brain help, compared with what one would do otherwise?
 
-    python benchmarks/run.py align [--data DIR] [--seeds 3] [--steps N] [--arms default,brain] [--jobs 2]
+    python benchmarks/run.py NAME [--data DIR] [--seeds 3] [--steps N] [--arms default,brain] [--jobs 2]
     python benchmarks/run.py align --quick              # a few minutes, to see that it works
+
+NAME is one of:
+
+    identity    off and observe against each host, to the bit
+    overhead    time per step against each host's full-size model; growth over 100,000 steps
+    autofix150  the old AutoFixManager and the brain, 150 steps
+    align       steps to an alignment and to speech: host default, constants, schedules, the brain and its parts
+    noharm      from the best constants of align: with and without the brain
 
 A benchmark that was stopped goes on with the cells that are missing. Results are JSON lines, one per cell, in
 ``--json`` (default: ``benchmarks/results/NAME-CORPUS.jsonl``); the table of medians is printed at the end.
@@ -12,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +28,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
-NAMES = ("align", "autofix150")
 # Steps of one run; the other settings are in bench/setting.py.
-STEPS = {"align": 500, "autofix150": 150}
+STEPS = {"align": 500, "noharm": 500, "autofix150": 150}
+NAMES = ("identity", "overhead", *STEPS)
 QUICK = {"steps": 40, "held_out": 6, "evaluate_every": 10, "speak_every": 40, "speak_clips": 1, "batch_size": 4}
 QUICK_ARMS = ("default", "static g300 lr0.002 fs0.03", "brain")
+OVERHEAD_ITERATIONS = 20
+
+
+class Refused(Exception):
+    """What was asked for cannot be; the message says what to write instead."""
 
 
 def main() -> int:
@@ -35,7 +49,13 @@ def main() -> int:
         return 0
     if args.name is None:
         _parser().error(f"name a benchmark: {', '.join(NAMES)}")
-    return _run(args)
+    from tts_brain.corpus import CorpusError
+
+    try:
+        return {"identity": _identity, "overhead": _overhead}.get(args.name, _cells)(args)
+    except (CorpusError, Refused, OSError) as error:
+        print(f"run.py: {error}", file=sys.stderr)
+        return 2
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -54,50 +74,104 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(args: argparse.Namespace) -> int:
-    from bench.plans import ARMS, arms_of, cells
+def _cells(args: argparse.Namespace) -> int:
+    """Benchmarks made of training runs."""
+    from bench.plans import arms_of, cells
     from bench.pool import run_missing
     from bench.setting import Setting
     from bench.store import Store
     from bench.summary import show
     from rich.console import Console
 
-    from tts_brain.corpus import CorpusError
-
-    console = Console()
-    arms = arms_of(args.name)
     if args.list:
-        print("\n".join(arms))
+        print("\n".join(arms_of(args.name)))
         return 0
-    if args.arms:
-        arms = tuple(name.strip() for name in args.arms.split(","))
-    elif args.quick:
-        arms = QUICK_ARMS
-    unknown = [arm for arm in arms if arm not in ARMS]
-    if unknown:
-        print(f"run.py: no arm {unknown[0]!r}; known are:\n  " + "\n  ".join(ARMS), file=sys.stderr)
-        return 2
-    try:
-        max_s = args.max_seconds or _longest(args.data)
-    except (CorpusError, OSError) as error:
-        print(f"run.py: {error}", file=sys.stderr)
-        return 2
-    setting = replace(Setting(steps=args.steps or STEPS[args.name]), max_s=max_s)
+    corpus = args.data.resolve().name
+    arms = _arms(args, corpus)
+    setting = replace(Setting(steps=args.steps or STEPS[args.name]), max_s=args.max_seconds or _longest(args.data))
     if args.quick:
         setting = replace(setting, **(QUICK | ({"steps": args.steps} if args.steps else {})))
-    name = args.data.resolve().name
-    todo = cells(args.name, name, setting, 1 if args.quick else args.seeds, arms)
-    default = RESULTS / f"{args.name}-{name}{'-quick' if args.quick else ''}.jsonl"
-    store = Store(args.json or default)
+    todo = cells(args.name, corpus, setting, 1 if args.quick else args.seeds, arms)
+    store = Store(args.json or _rows(args.name, corpus, quick=args.quick))
 
     def job_of(cell: Any) -> dict[str, Any]:
         return {**asdict(cell), "folder": str(args.data.resolve())}
 
+    console = Console()
     failed = run_missing(todo, store, args.jobs, job_of, console)
-    wanted = {cell.key for cell in todo}
-    show(args.name, [row for row in store.rows() if row["key"] in wanted], console)
-    console.print(f"rows: {store.path}")
+    # All that was ever run at this setting, so that arms run at other times stand in one table.
+    rows = [row for row in store.rows() if row["setting"] == setting.to_dict()]
+    summary = store.path.with_suffix(".md")
+    show(args.name, rows, summary, console)
+    console.print(f"rows: {store.path}, table: {summary}")
     return 1 if failed else 0
+
+
+def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
+    from bench.plans import ARMS, AT, arms_of, oracle
+    from bench.store import Store
+
+    if args.arms:
+        arms = tuple(name.strip() for name in args.arms.split(","))
+    elif args.name == "noharm":
+        try:
+            best = oracle(Store(_rows("align", corpus, quick=args.quick)).rows())
+        except ValueError as error:
+            raise Refused(str(error)) from error
+        arms = (best, AT + best)
+    else:
+        arms = QUICK_ARMS if args.quick else arms_of(args.name)
+    unknown = [arm for arm in arms if arm not in ARMS]
+    if unknown:
+        raise Refused(f"no arm {unknown[0]!r}; known are:\n  " + "\n  ".join(ARMS))
+    return arms
+
+
+def _rows(name: str, corpus: str, *, quick: bool) -> Path:
+    return RESULTS / f"{name}-{corpus}{'-quick' if quick else ''}.jsonl"
+
+
+def _identity(args: argparse.Namespace) -> int:
+    from bench.identity import identity
+
+    rows = identity()
+    for row in rows:
+        print(f"{'same' if row['identical'] else 'DIFFERS'}  {row['host']:7} {row['comparison']}")
+    _write(args.json or RESULTS / "identity.json", rows)
+    return 0 if rows and all(row["identical"] for row in rows) else 1
+
+
+def _overhead(args: argparse.Namespace) -> int:
+    import logging
+
+    import torch
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    from bench.data import load
+    from bench.overhead import espnet_cost, growth
+    from bench.setting import Setting
+    from brain_cost import coqui_cost
+
+    count = args.steps or (2 if args.quick else OVERHEAD_ITERATIONS)
+    setting = Setting(max_s=args.max_seconds or _longest(args.data), reduction_factor=2)
+    corpus = load(args.data, min_s=setting.min_s, max_s=setting.max_s, held_out=setting.held_out)
+    result: dict[str, Any] = {"data": corpus.name, "growth": growth(5_000 if args.quick else 100_000)}
+    print(json.dumps(result["growth"]), flush=True)
+    result["espnet"] = espnet_cost(corpus, setting, count)
+    print(json.dumps(result["espnet"]), flush=True)
+    result["coqui"] = coqui_cost(args.data, count, setting.batch_size)
+    print(json.dumps(result["coqui"]), flush=True)
+    _write(args.json or RESULTS / "overhead.json", result)
+    return 0
+
+
+def _write(path: Path, result: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+    print(f"written: {path}")
 
 
 def _longest(folder: Path) -> float:

@@ -24,7 +24,7 @@ from bench.arms import Brain, Plain
 from bench.data import collate, load
 from bench.forward_sum import forward_sum
 from bench.host import Measured, Training
-from bench.plans import ARMS, arms_of, cells
+from bench.plans import ARMS, AT, GRID, arms_of, cells, oracle
 from bench.speech import distortion
 from bench.store import Cell, Store
 from hypothesis import given
@@ -194,7 +194,7 @@ def test_the_table_counts_never_as_twice_the_budget() -> None:
     head, first, second = summary.table([never, soon, {**never, "l1": 0.6}])
     assert (first[0], second[0]) == ("good", "bad")
     assert dict(zip(head, second, strict=True))["steps to aligned"] == "200"
-    assert dict(zip(head, second, strict=True))["aligned"] == "0/2"
+    assert dict(zip(head, second, strict=True))["aligned"] == "0 of 2"
     assert summary.markdown([head, first]).count("\n") == 3
 
 
@@ -202,6 +202,25 @@ def test_every_arm_of_every_benchmark_is_known() -> None:
     for name in ("align", "autofix150"):
         assert set(arms_of(name)) <= set(ARMS)
     assert arms_of("align")[0] == "default" and len(arms_of("align")) == len(set(arms_of("align")))
+
+
+def test_the_oracle_is_the_best_constant_and_nothing_else() -> None:
+    grid = list(GRID)
+    common = {"setting": {"steps": 100}, "l1": 0.5}
+    rows = [{**common, "arm": grid[0], "aligned_step": step} for step in (None, 40, 60)]
+    rows += [{**common, "arm": grid[1], "aligned_step": step} for step in (30, None, None)]
+    rows += [{**common, "arm": "brain", "aligned_step": 10}, {**common, "arm": "default", "aligned_step": 10}]
+    assert oracle(rows) == grid[0]
+    assert AT + oracle(rows) in ARMS
+    with pytest.raises(ValueError, match="run the benchmark 'align' on this corpus first"):
+        oracle([rows[-1]])
+
+
+def test_the_session_costs_no_more_after_many_steps() -> None:
+    from bench.overhead import growth
+
+    found = growth(20_000)
+    assert len(found["block_s"]) == 2 and found["ratio"] < 1.5 and found["memory_mb"] < 5.0
 
 
 # The corpus and the command.

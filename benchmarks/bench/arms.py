@@ -10,7 +10,7 @@ from typing import Any
 from bench.forward_sum import ForwardSum
 from bench.host import Training
 from tts_brain.config import BrainConfig
-from tts_brain.types import GUIDED_WEIGHT, LEARNING_RATE
+from tts_brain.types import GUIDED_WEIGHT, KNOBS, LEARNING_RATE
 from tts_brain_espnet.adapter import EspnetAdapter
 
 
@@ -55,19 +55,32 @@ class Plain:
 
 @dataclass
 class Brain:
-    """The brain on the host, through the same adapter that users have."""
+    """The brain on the host, through the same adapter that users have.
+
+    Args:
+        settings: of the brain; none are its defaults.
+        guided: where its guided weight starts, in the host's units; None leaves the brain's own start.
+        rate: the host's; None leaves the setting's.
+        forward_sum: a constant forward-sum term of the host's, which the brain knows nothing of.
+    """
 
     settings: dict[str, Any] = field(default_factory=dict)
-    rate: float | None = None
     guided: float | None = None
+    rate: float | None = None
+    forward_sum: float = 0.0
     adapter: EspnetAdapter | None = None
 
     def attach(self, run: Training) -> None:
+        settings = dict(self.settings)
         if self.rate is not None:
             run.set_rate(self.rate)
         if self.guided is not None:
-            run.tts.attn_loss.alpha = self.guided
-        config = BrainConfig.from_dict(self.settings)
+            tokens = sum(len(clip.text) + 1 for clip in run.corpus.train) / len(run.corpus.train)
+            knob = KNOBS[GUIDED_WEIGHT]
+            settings["initial_guided_weight"] = min(max(self.guided / tokens, knob.low), knob.high)
+        if self.forward_sum > 0.0:
+            ForwardSum(run.tts, self.forward_sum)
+        config = BrainConfig.from_dict(settings)
         self.adapter = EspnetAdapter(config, run.model, [run.optimizer], [None], run.options)
         self.adapter._save_sidecar = lambda epoch: None  # nothing is resumed here
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from statistics import median
 from typing import Any
 
 from bench.arms import Brain, Plain
 from bench.host import Arm
 from bench.setting import Setting
 from bench.store import Cell
+from bench.summary import by_arm, steps_to_aligned
 from tts_brain.types import GRAD_CLIP, GUIDED_SIGMA, GUIDED_WEIGHT, KNOBS, LEARNING_RATE
 
 GUIDED = (1.0, 10.0, 100.0, 300.0)
@@ -27,15 +29,11 @@ def static_name(guided: float, rate: float, forward_sum: float = 0.0) -> str:
     return f"static g{guided:g} lr{rate:g}{also}"
 
 
-def _statics() -> dict[str, Callable[[], Arm]]:
-    arms: dict[str, Callable[[], Arm]] = {}
-    for guided in GUIDED:
-        for rate in RATES:
-            if (guided, rate) != (GUIDED[0], RATES[0]):  # that one is the default
-                arms[static_name(guided, rate)] = lambda g=guided, r=rate: Plain(guided=g, rate=r)
-    for guided, weight in FORWARD_SUMS:
-        arms[static_name(guided, 2e-3, weight)] = lambda g=guided, w=weight: Plain(guided=g, rate=2e-3, forward_sum=w)
-    return arms
+def _grid() -> dict[str, dict[str, float]]:
+    points = [(guided, rate, 0.0) for guided in GUIDED for rate in RATES]
+    points += [(guided, 2e-3, weight) for guided, weight in FORWARD_SUMS]
+    # The first is the host's default.
+    return {static_name(g, r, fs): {"guided": g, "rate": r, "forward_sum": fs} for g, r, fs in points[1:]}
 
 
 BRAINS: dict[str, dict[str, Any]] = {
@@ -47,10 +45,12 @@ BRAINS: dict[str, dict[str, Any]] = {
     "brain without rollback": {"mode": "assist"},
     "brain without risk": {"max_move_risk": 1.0},
 }
-STATICS = _statics()
+GRID = _grid()
+AT = "brain at "
 ARMS: dict[str, Callable[[], Arm]] = {
     "default": Plain,
-    **STATICS,
+    **{name: lambda p=point: Plain(**p) for name, point in GRID.items()},
+    **{AT + name: lambda p=point: Brain(**p) for name, point in GRID.items()},
     **{name: lambda s=settings: Brain(settings=dict(s)) for name, settings in BRAINS.items()},
 }
 
@@ -64,5 +64,19 @@ def arms_of(benchmark: str) -> tuple[str, ...]:
     """The arms of a benchmark, the shortest comparison first."""
     if benchmark == "autofix150":
         return tuple(name for name in ("autofix", "brain", "default") if name in ARMS)
-    first = ("default", "brain", *(static_name(*cell) for cell in ((300.0, 2e-3, 0.03), (100.0, 2e-3))))
-    return tuple(dict.fromkeys([*first, *ARMS]))
+    first = ("default", "brain", static_name(300.0, 2e-3, 0.03), static_name(100.0, 2e-3))
+    return tuple(name for name in dict.fromkeys([*first, *ARMS]) if not name.startswith(AT))
+
+
+def oracle(rows: Iterable[Mapping[str, Any]]) -> str:
+    """The constant setting that did best in ``align``: fewest steps to aligned, then lowest L1; medians over seeds.
+
+    Raises:
+        ValueError: none of the rows is of a constant setting.
+    """
+    groups = {arm: group for arm, group in by_arm(rows).items() if arm in GRID}
+    if not groups:
+        raise ValueError("no constant setting among the rows: run the benchmark 'align' on this corpus first")
+    return min(
+        groups, key=lambda arm: (median(map(steps_to_aligned, groups[arm])), median(r["l1"] for r in groups[arm]))
+    )

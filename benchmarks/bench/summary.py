@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,9 @@ def seconds_to_aligned(row: Mapping[str, Any]) -> float:
     return float(2 * row["seconds"] if value is None else value)
 
 
-COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+Column = Callable[[Mapping[str, Any]], float]
+
+COLUMNS: dict[str, Column] = {
     "steps to aligned": steps_to_aligned,
     "seconds to aligned": seconds_to_aligned,
     "held-out L1": lambda row: row["l1"],
@@ -35,8 +38,24 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "gradient stability": lambda row: row["gradient_stability"],
 }
 
-# What fits a terminal; the rows and the docs have all.
-SHORT = ("steps to aligned", "held-out L1", "attention_diag", "speaks")
+# The rows of the old AutoFixManager's table, and what this project goes by beside them.
+AUTOFIX: dict[str, Column] = {
+    "final loss": lambda row: row["loss"],
+    "diagonality": lambda row: row["diagonality"],
+    "attention_diag": lambda row: row["attention_diag"],
+    "gradient stability": lambda row: row["gradient_stability"],
+    "interventions": lambda row: float(row["interventions"]),
+    "guided weight, first": lambda row: row["guided_path"][0],
+    "guided weight, last": lambda row: row["guided_path"][-1],
+    "held-out L1": lambda row: row["l1"],
+}
+# What fits a terminal; the rows and the summary beside them have all.
+SHORT = ("steps to aligned", "final loss", "held-out L1", "diagonality", "attention_diag", "speaks", "interventions")
+
+
+def columns_of(benchmark: str) -> dict[str, Column]:
+    """What a benchmark's table shows."""
+    return AUTOFIX if benchmark == "autofix150" else COLUMNS
 
 
 def median_interval(values: Sequence[float], seed: int = 0) -> tuple[float, float, float]:
@@ -61,16 +80,16 @@ def by_arm(rows: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any
     return dict(groups)
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Column] = COLUMNS) -> list[list[str]]:
     """Header and one line per arm, best first by steps to aligned, then L1; as text."""
     groups = by_arm(rows)
     lines = []
     for arm, group in groups.items():
         order = (np.median([steps_to_aligned(r) for r in group]), np.median([r["l1"] for r in group]))
-        cells = [_shown(*median_interval([of(r) for r in group])) for of in COLUMNS.values()]
+        cells = [_shown(*median_interval([of(r) for r in group])) for of in columns.values()]
         aligned = sum(r["aligned_step"] is not None for r in group)
-        lines.append((order, [arm, f"{aligned}/{len(group)}", *cells]))
-    return [["arm", "aligned", *COLUMNS], *(cells for _, cells in sorted(lines, key=lambda line: line[0]))]
+        lines.append((order, [arm, f"{aligned} of {len(group)}", *cells]))
+    return [["arm", "aligned", *columns], *(cells for _, cells in sorted(lines, key=lambda line: line[0]))]
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -89,18 +108,27 @@ def _shown(middle: float, low: float, high: float) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
-def show(benchmark: str, rows: Sequence[Mapping[str, Any]], console: Any) -> None:
-    """The table of medians on a terminal."""
+def show(benchmark: str, rows: Sequence[Mapping[str, Any]], path: Path, console: Any) -> None:
+    """The table of medians on a terminal, and whole as Markdown in ``path``."""
     from rich.table import Table
 
     if not rows:
         console.print("no rows yet")
         return
-    head, *body = table(rows)
+    lines = table(rows, columns_of(benchmark))
+    _write(path, f"# {benchmark}\n\nMedian over seeds (90 % bootstrap interval).\n\n{markdown(lines)}")
+    head, *body = lines
     shown = Table(title=f"{benchmark}: median over seeds (90 % bootstrap interval)")
-    narrow = [head.index(name) for name in ("arm", "aligned", *SHORT)]
+    narrow = [number for number, name in enumerate(head) if name in ("arm", "aligned", *SHORT)]
     for number in narrow:
         shown.add_column(head[number], no_wrap=number == 0, overflow="fold")
     for line in body:
         shown.add_row(*(line[number] for number in narrow))
     console.print(shown)
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

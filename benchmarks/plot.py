@@ -1,0 +1,97 @@
+"""Pictures for the docs from a benchmark's rows.
+
+    python benchmarks/plot.py benchmarks/results/align-kathleen-en-us.jsonl [--arms default,brain] [--out docs/images]
+
+``NAME-curves.png``: held-out attention and L1 over steps, the median of the seeds and its range. ``NAME-steps.png``:
+steps to aligned of every arm, a mark per seed; a run that never aligned stands at twice the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from bench.store import Store
+from bench.summary import by_arm, steps_to_aligned
+
+_ROOT = Path(__file__).resolve().parents[1]
+# Colours that people with any colour vision tell apart (Okabe and Ito 2008).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MOST_CURVES = len(_COLOURS)
+
+Rows = dict[str, list[Mapping[str, Any]]]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", type=Path)
+    parser.add_argument("--arms", help="comma-separated arms of the curves; default: the first few")
+    parser.add_argument("--out", type=Path, default=_ROOT / "docs" / "images")
+    args = parser.parse_args()
+    groups = by_arm(Store(args.rows).rows())
+    if not groups:
+        print(f"plot.py: {args.rows} holds no rows; run the benchmark first", file=sys.stderr)
+        return 2
+    arms = [name.strip() for name in args.arms.split(",")] if args.arms else list(groups)[:_MOST_CURVES]
+    unknown = [arm for arm in arms if arm not in groups]
+    if unknown:
+        print(f"plot.py: no rows of {unknown[0]!r}; there are {', '.join(groups)}", file=sys.stderr)
+        return 2
+    args.out.mkdir(parents=True, exist_ok=True)
+    for kind, draw in (("curves", lambda: curves({a: groups[a] for a in arms})), ("steps", lambda: steps(groups))):
+        figure = draw()
+        path = args.out / f"{args.rows.stem}-{kind}.png"
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+        print(path)
+    return 0
+
+
+def curves(groups: Rows) -> Any:
+    """Held-out ``attention_diag`` and L1 over steps."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for (arm, rows), colour in zip(groups.items(), _COLOURS, strict=False):
+        shape = min(len(row["curve"]) for row in rows)
+        values = np.array([row["curve"][:shape] for row in rows])  # (seeds, points, [step, l1, attention_diag])
+        for axis, column in zip(axes, (2, 1), strict=True):
+            step, found = values[0, :, 0], values[:, :, column]
+            axis.plot(step, np.median(found, axis=0), color=colour, label=f"{arm} ({len(rows)})")
+            axis.fill_between(step, found.min(axis=0), found.max(axis=0), color=colour, alpha=0.15, linewidth=0)
+    axes[0].axhline(0.5, color="grey", linestyle=":", linewidth=1)
+    axes[0].set(xlabel="optimizer step", ylabel="attention_diag, held out", ylim=(0, 1))
+    axes[1].set(xlabel="optimizer step", ylabel="L1, held out")
+    # The first steps would flatten the rest.
+    late = np.concatenate([[p[1] for p in row["curve"][2:]] for rows in groups.values() for row in rows])
+    axes[1].set_ylim(late.min() - 0.02, np.quantile(late, 0.98))
+    axes[0].legend(fontsize=8, frameon=False)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def steps(groups: Rows) -> Any:
+    """Steps to aligned, arm by arm."""
+    order: Sequence[str] = sorted(groups, key=lambda arm: np.median([steps_to_aligned(r) for r in groups[arm]]))
+    figure, axis = plt.subplots(figsize=(8, 0.6 + 0.3 * len(order)), layout="constrained")
+    for place, arm in enumerate(reversed(order)):
+        values = [steps_to_aligned(row) for row in groups[arm]]
+        axis.plot([np.median(values)], [place], "|", color=_COLOURS[1], markersize=14, markeredgewidth=3)
+        axis.plot(values, [place] * len(values), "o", color=_COLOURS[0], alpha=0.7)
+    budget = next(iter(groups.values()))[0]["setting"]["steps"]
+    axis.axvline(budget, color="grey", linestyle=":", linewidth=1)
+    axis.set_yticks(range(len(order)), list(reversed(order)))
+    axis.set(xlabel=f"steps to aligned (never: {2 * budget}); bar: median", xlim=(0, 2.1 * budget))
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())
