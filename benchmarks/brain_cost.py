@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench.clock import WARM_UP, Stopwatch, interleave, summarise, watch_adapter
 
+from bench.clock import WARM_UP, Stopwatch, interleave, summarise, watch_adapter
 from tts_brain_coqui.espeak_corpus import default_cache, make_corpus
 from tts_brain_coqui.experiment import Arm, ArmRun
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 import yaml
-from bench.clock import Stopwatch, interleave, summarise, watch_adapter
 from espnet2.tasks.tts import TTSTask
 from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from espnet2.train.distributed_utils import DistributedOption
 from espnet2.train.reporter import Reporter
 from espnet2.train.trainer import Trainer
 
+from bench.clock import Stopwatch, interleave, summarise, watch_adapter
 from tts_brain.config import BrainConfig
 from tts_brain_espnet.adapter import EspnetAdapter
 

@@ -19,6 +19,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+
 from bench.store import Store
 from bench.summary import by_arm, steps_to_aligned
 

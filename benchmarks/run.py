@@ -10,6 +10,7 @@ NAME is one of:
     autofix150  the old AutoFixManager and the brain, 150 steps
     align       steps to an alignment and to speech: host default, constants, schedules, the brain and its parts
     noharm      from the best constants of align: with and without the brain
+    rescue      40 bad starts: host default, the best constants of align, the brain
 
 A benchmark that was stopped goes on with the cells that are missing. Results are JSON lines, one per cell, in
 ``--json`` (default: ``benchmarks/results/NAME-CORPUS.jsonl``); the table of medians is printed at the end.
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
 # Steps of one run; the other settings are in bench/setting.py.
-STEPS = {"align": 500, "noharm": 500, "autofix150": 150}
+STEPS = {"align": 500, "noharm": 500, "rescue": 500, "autofix150": 150}
 NAMES = ("identity", "overhead", *STEPS)
 QUICK = {"steps": 40, "held_out": 6, "evaluate_every": 10, "speak_every": 40, "speak_clips": 1, "batch_size": 4}
 QUICK_ARMS = ("default", "static g300 lr0.002 fs0.03", "brain")
@@ -76,12 +77,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _cells(args: argparse.Namespace) -> int:
     """Benchmarks made of training runs."""
-    from bench.plans import arms_of, cells
+    from rich.console import Console
+
+    from bench.bad_starts import BAD_STARTS
+    from bench.plans import arms_of, cells, rescue_cells
     from bench.pool import run_missing
     from bench.setting import Setting
     from bench.store import Store
     from bench.summary import show
-    from rich.console import Console
 
     if args.list:
         print("\n".join(arms_of(args.name)))
@@ -91,7 +94,12 @@ def _cells(args: argparse.Namespace) -> int:
     setting = replace(Setting(steps=args.steps or STEPS[args.name]), max_s=args.max_seconds or _longest(args.data))
     if args.quick:
         setting = replace(setting, **(QUICK | ({"steps": args.steps} if args.steps else {})))
-    todo = cells(args.name, corpus, setting, 1 if args.quick else args.seeds, arms)
+    seeds = 1 if args.quick else args.seeds
+    if args.name == "rescue":
+        starts = list(BAD_STARTS)[:: 10 if args.quick else 1]
+        todo = rescue_cells(corpus, setting, seeds, arms, starts)
+    else:
+        todo = cells(args.name, corpus, setting, seeds, arms)
     store = Store(args.json or _rows(args.name, corpus, quick=args.quick))
 
     def job_of(cell: Any) -> dict[str, Any]:
@@ -113,12 +121,12 @@ def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
 
     if args.arms:
         arms = tuple(name.strip() for name in args.arms.split(","))
-    elif args.name == "noharm":
+    elif args.name in ("noharm", "rescue"):
         try:
             best = oracle(Store(_rows("align", corpus, quick=args.quick)).rows())
         except ValueError as error:
             raise Refused(str(error)) from error
-        arms = (best, AT + best)
+        arms = (best, AT + best) if args.name == "noharm" else ("default", best, "brain")
     else:
         arms = QUICK_ARMS if args.quick else arms_of(args.name)
     unknown = [arm for arm in arms if arm not in ARMS]
@@ -148,10 +156,11 @@ def _overhead(args: argparse.Namespace) -> int:
 
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
+    from brain_cost import coqui_cost
+
     from bench.data import load
     from bench.overhead import espnet_cost, growth
     from bench.setting import Setting
-    from brain_cost import coqui_cost
 
     count = args.steps or (2 if args.quick else OVERHEAD_ITERATIONS)
     setting = Setting(max_s=args.max_seconds or _longest(args.data), reduction_factor=2)

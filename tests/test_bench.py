@@ -19,6 +19,9 @@ from bench_corpus import BENCHMARKS, TINY_MODEL, tiny_corpus, tiny_setting
 # ruff: isort: split
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from bench import figures, summary
 from bench.arms import Brain, Plain
 from bench.data import collate, load
@@ -27,9 +30,6 @@ from bench.host import Measured, Training
 from bench.plans import ARMS, AT, GRID, arms_of, cells, oracle
 from bench.speech import distortion
 from bench.store import Cell, Store
-from hypothesis import given
-from hypothesis import strategies as st
-
 from tts_brain.corpus import CorpusError
 
 QUICK_BRAIN = {"decide_every": 2, "attention_every": 1, "journal_every": 1}
@@ -92,7 +92,7 @@ def test_measuring_more_often_changes_no_training(tmp_path: Path) -> None:
 
 def measured(values: list[float], every: int = 25) -> list[Measured]:
     return [
-        Measured(every * (n + 1), float(n), 1.0, {"attention_diag": value, "diagonality": value})
+        Measured(every * (n + 1), float(n), 1.0, 1.0, {"attention_diag": value, "diagonality": value})
         for n, value in enumerate(values)
     ]
 
@@ -144,6 +144,7 @@ def test_distortion_is_zero_for_the_same_and_free_of_pace_and_loudness() -> None
     assert distortion(np.repeat(mel, 2, axis=0), mel) == pytest.approx(0.0, abs=1e-9)
     assert distortion(mel + 3.0, mel) == pytest.approx(0.0, abs=1e-9)
     assert distortion(generator.normal(size=(30, 80)), mel) > 1.0
+    assert math.isnan(distortion(np.full((30, 80), np.nan), mel))
 
 
 def test_forward_sum_prefers_a_monotonic_path() -> None:

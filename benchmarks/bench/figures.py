@@ -15,6 +15,7 @@ _IN_A_ROW = 3
 _RELAPSE_STEPS = 50
 _STABILITY_STEPS = 50
 _INTERVENTION = 0.05
+_L1_WITHIN = 1.15
 _PATH_EVERY = 10
 
 
@@ -30,6 +31,7 @@ def figures(run: Training) -> dict[str, Any]:
         "speaks_step": speaks,
         "relapse_steps": relapse(run.measured),
         "l1": last.l1,
+        "l1_postnet": last.l1_postnet,
         "mcd": last.mcd,
         "speaks": last.speaks,
         **last.values,
@@ -72,6 +74,21 @@ def relapse(measured: Sequence[Measured]) -> int:
 def relapsed(row: Mapping[str, Any]) -> bool:
     """Below half of its best for more than 50 steps."""
     return bool(row["relapse_steps"] > _RELAPSE_STEPS)
+
+
+def rescued(row: Mapping[str, Any], clean_row: Mapping[str, Any]) -> bool:
+    """The last three evaluations are aligned, and both held-out errors are within 15 % of the clean run's.
+
+    The error after the postnet counts too: running statistics that a NaN has poisoned show in it alone.
+
+    Args:
+        row: of ``figures``.
+        clean_row: of the same arm and seed, without the bad start.
+    """
+    newest = [attention_diag for _, _, attention_diag in row["curve"][-_IN_A_ROW:]]
+    aligned = len(newest) == _IN_A_ROW and all(value >= ALIGNED for value in newest)
+    # Not "no larger": NaN is no success.
+    return bool(aligned and all(row[name] <= _L1_WITHIN * clean_row[name] for name in ("l1", "l1_postnet")))
 
 
 def gradient_stability(trace: Sequence[Mapping[str, float]]) -> float:

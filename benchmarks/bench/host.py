@@ -47,6 +47,7 @@ class Measured:
     step: int
     seconds: float
     l1: float
+    l1_postnet: float
     values: dict[str, float]
     speaks: float | None = None
     mcd: float | None = None
@@ -142,7 +143,7 @@ class Training:
 
     def _measure(self, probe: Probe, step: int) -> Measured:
         held_out = probe.held_out(self.model)
-        measured = Measured(step, self.seconds, held_out.l1, held_out.values)
+        measured = Measured(step, self.seconds, held_out.l1, held_out.l1_postnet, held_out.values)
         if step % self.setting.speak_every == 0 or step == self.setting.steps:
             last = step == self.setting.steps
             clips = self.corpus.held_out if last else self.corpus.held_out[: self.setting.speak_clips]

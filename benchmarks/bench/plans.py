@@ -60,6 +60,17 @@ def cells(benchmark: str, data: str, setting: Setting, seeds: int, arms: Iterabl
     return [Cell(benchmark, arm, seed, data, setting.to_dict()) for seed in range(seeds) for arm in arms]
 
 
+def rescue_cells(data: str, setting: Setting, seeds: int, arms: Iterable[str], starts: Iterable[str]) -> list[Cell]:
+    """Each arm's clean run, then start by start, so that what is there can be compared when it is stopped."""
+    arms = tuple(arms)
+    return [
+        Cell("rescue", arm, seed, data, setting.to_dict(), start)
+        for seed in range(seeds)
+        for start in ("", *starts)
+        for arm in arms
+    ]
+
+
 def arms_of(benchmark: str) -> tuple[str, ...]:
     """The arms of a benchmark, the shortest comparison first."""
     if benchmark == "autofix150":

@@ -17,8 +17,10 @@ def distortion(spoken: np.ndarray, reference: np.ndarray) -> float:
     """Mel-cepstral distortion after dynamic time warping, in dB, mean over the path.
 
     Args:
-        spoken, reference: log-10 mel spectrograms, (frames, mels).
+        spoken, reference: log-10 mel spectrograms, (frames, mels). NaN when either is not finite.
     """
+    if not (np.isfinite(spoken).all() and np.isfinite(reference).all()):
+        return math.nan
     left, right = (_cepstrum(mel) for mel in (spoken, reference))
     cost, path = librosa.sequence.dtw(left.T, right.T, metric="euclidean")
     return float(_TO_DB * cost[-1, -1] / len(path))

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from bench.figures import rescued
+
 _RESAMPLES = 2000
 LEVEL = 0.9
 
@@ -92,6 +94,28 @@ def table(rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Column] = COL
     return [["arm", "aligned", *columns], *(cells for _, cells in sorted(lines, key=lambda line: line[0]))]
 
 
+def rescue_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A line per bad start, a column per arm: rescued of the seeds run, and whether the brain named the cause."""
+    arms = list(by_arm(rows))
+    clean = {(row["arm"], row["seed"]): row for row in rows if not row["start"]}
+    cells: dict[tuple[str, str], list[bool]] = defaultdict(list)
+    told: dict[str, list[bool]] = defaultdict(list)
+    for row in rows:
+        if row["start"] and (row["arm"], row["seed"]) in clean:
+            cells[row["start"], row["arm"]].append(rescued(row, clean[row["arm"], row["seed"]]))
+            if "told" in row:
+                told[row["start"]].append(row["told"])
+    starts = list(dict.fromkeys(row["start"] for row in rows if row["start"]))
+    lines = [[start, *(_share(cells[start, arm]) for arm in arms), _share(told[start])] for start in starts]
+    total = [_share([hit for start in starts for hit in cells[start, arm]]) for arm in arms]
+    lines.append(["all", *total, _share([hit for hits in told.values() for hit in hits])])
+    return [["bad start", *arms, "cause told"], *lines]
+
+
+def _share(hits: Sequence[bool]) -> str:
+    return f"{sum(hits)} of {len(hits)}" if hits else "–"
+
+
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """For the docs."""
     head, *body = lines
@@ -115,11 +139,12 @@ def show(benchmark: str, rows: Sequence[Mapping[str, Any]], path: Path, console:
     if not rows:
         console.print("no rows yet")
         return
-    lines = table(rows, columns_of(benchmark))
+    lines = rescue_table(rows) if benchmark == "rescue" else table(rows, columns_of(benchmark))
     _write(path, f"# {benchmark}\n\nMedian over seeds (90 % bootstrap interval).\n\n{markdown(lines)}")
     head, *body = lines
     shown = Table(title=f"{benchmark}: median over seeds (90 % bootstrap interval)")
-    narrow = [number for number, name in enumerate(head) if name in ("arm", "aligned", *SHORT)]
+    whole = benchmark == "rescue"
+    narrow = [number for number, name in enumerate(head) if whole or name in ("arm", "aligned", *SHORT)]
     for number in narrow:
         shown.add_column(head[number], no_wrap=number == 0, overflow="fold")
     for line in body:

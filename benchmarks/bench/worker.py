@@ -13,19 +13,21 @@ from typing import Any
 
 import torch
 
+from bench.bad_starts import BAD_STARTS
 from bench.data import load
 from bench.figures import figures
 from bench.host import Measured, Training
 from bench.plans import ARMS
 from bench.setting import Setting
-from tts_brain.journal import versions
+from bench.told import named
+from tts_brain.journal import JOURNAL_NAME, versions
 
 
 def run(job: Mapping[str, Any]) -> None:
     """Train one cell.
 
     Args:
-        job: ``arm``, ``seed``, ``folder`` of the corpus, ``setting``.
+        job: ``arm``, ``seed``, ``folder`` of the corpus, ``setting``, and ``start``, a bad start or empty.
     """
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
@@ -37,10 +39,20 @@ def run(job: Mapping[str, Any]) -> None:
         note = f"L1 {m.l1:.3f}, attention_diag {m.values['attention_diag']:.2f}"
         say({"step": step, "note": note})
 
+    seed, arm = int(job["seed"]), ARMS[job["arm"]]()
+    start = BAD_STARTS[job["start"]] if job.get("start") else None
+    if start is not None:
+        setting, corpus = start.setting(setting), start.corpus(corpus, seed)
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(corpus, setting, int(job["seed"]), Path(folder))
-        training.run(ARMS[job["arm"]](), progress)
-        say({"result": {**figures(training), "clips": len(corpus.train), "versions": versions()}})
+        training = Training(corpus, setting, seed, Path(folder))
+        if start is not None:
+            start.begin(training)
+        training.run(arm if start is None else start.arm(arm), progress)
+        result = {**figures(training), "clips": len(corpus.train), "versions": versions()}
+        if any(Path(folder).rglob(JOURNAL_NAME)):
+            result["named"] = sorted(named(Path(folder)))
+            result["told"] = start is not None and start.told(Path(folder))
+        say({"result": result})
 
 
 def say(message: Mapping[str, Any]) -> None:
