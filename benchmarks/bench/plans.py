@@ -8,6 +8,8 @@ from typing import Any
 
 from bench.arms import Brain, Plain
 from bench.host import Arm
+from bench.rivals import AutoFix, hand_decayed, plateau
+from bench.rivals_scalarised import dwa, famo, uncertainty
 from bench.setting import Setting
 from bench.store import Cell
 from bench.summary import by_arm, steps_to_aligned
@@ -47,8 +49,17 @@ BRAINS: dict[str, dict[str, Any]] = {
 }
 GRID = _grid()
 AT = "brain at "
+RIVALS: dict[str, Callable[[], Arm]] = {
+    "hand-decayed": hand_decayed,
+    "plateau": plateau,
+    "uncertainty": uncertainty,
+    "dwa": dwa,
+    "famo": famo,
+    "autofix": AutoFix,
+}
 ARMS: dict[str, Callable[[], Arm]] = {
     "default": Plain,
+    **RIVALS,
     **{name: lambda p=point: Plain(**p) for name, point in GRID.items()},
     **{AT + name: lambda p=point: Brain(**p) for name, point in GRID.items()},
     **{name: lambda s=settings: Brain(settings=dict(s)) for name, settings in BRAINS.items()},
