@@ -224,6 +224,43 @@ def test_the_session_costs_no_more_after_many_steps() -> None:
     assert len(found["block_s"]) == 2 and found["ratio"] < 1.5 and found["memory_mb"] < 5.0
 
 
+def row(arm: str, seed: int, aligned: int | None, **more: Any) -> dict[str, Any]:
+    curve = [[step, 1.0 / step, min(1.0, step / 100)] for step in (25, 50, 75, 100)]
+    return {"arm": arm, "seed": seed, "aligned_step": aligned, "curve": curve, "setting": {"steps": 100}, **more}
+
+
+def test_pictures_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import plot
+
+    rows = tmp_path / "align-made-up.jsonl"
+    found = [row("default", 0, None), row("brain", 0, 50), row("brain", 1, 75)]
+    rows.write_text("".join(json.dumps(r) + "\n" for r in found))
+    monkeypatch.setattr(sys, "argv", ["plot.py", str(rows), "--out", str(tmp_path / "images")])
+    assert plot.main() == 0
+    made = sorted(path.name for path in (tmp_path / "images").iterdir())
+    assert made == ["align-made-up-curves.png", "align-made-up-steps.png"]
+    monkeypatch.setattr(sys, "argv", ["plot.py", str(rows), "--arms", "brainy"])
+    assert plot.main() == 2 and "no rows of 'brainy'; there are default, brain" in capsys.readouterr().err
+
+
+def test_the_rescue_table_counts_against_each_arms_own_clean_run() -> None:
+    good = {"curve": [[25, 1.0, 0.6]] * 3, "l1": 0.5, "l1_postnet": 0.5}
+    bad = {**good, "curve": [[25, 1.0, 0.1]] * 3}
+    rows = [
+        row("default", 0, None, start="") | bad,
+        row("brain", 0, 25, start="") | good,
+        row("default", 0, None, start="rate-x10") | bad,
+        row("brain", 0, 25, start="rate-x10", told=True) | good,
+        row("brain", 0, 25, start="nan-once", told=False) | {**good, "l1": 0.6},
+    ]
+    assert summary.rescue_table(rows) == [
+        ["bad start", "default", "brain", "cause told"],
+        ["rate-x10", "0 of 1", "1 of 1", "1 of 1"],
+        ["nan-once", "–", "0 of 1", "0 of 1"],
+        ["all", "0 of 1", "1 of 2", "1 of 2"],
+    ]
+
+
 # The corpus and the command.
 
 
