@@ -20,6 +20,8 @@ from trainer import Trainer
 from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 
 from tts_brain.config import BrainConfig
+from tts_brain.feedback.diagnosis import BatchFacts
+from tts_brain.pytorch.audio import edge_silence
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import (
@@ -38,6 +40,7 @@ log = logging.getLogger("tts_brain")
 
 _CHECKPOINT = re.compile(r"(?:checkpoint|best_model)_(\d+)\.pth")
 _SIDECAR = re.compile(r"state_(\d+)\.safetensors")
+_FEW = 4  # clips whose ends are looked at
 _STOP_KNOBS = {GATE_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA}
 
 
@@ -154,7 +157,7 @@ class CoquiAdapter:
         decision = None
         if losses:
             with self.session.fence():
-                decision = self._after_step(losses)
+                decision = self._after_step(losses, batch)
         with self.session.fence():
             self._finish_checkpoint(decision)
         return outputs, losses
@@ -169,7 +172,7 @@ class CoquiAdapter:
             {"reduction factor": int(trainer.model.decoder.r), "batch size": int(trainer.config.batch_size)}
         )
 
-    def _after_step(self, losses: Mapping[str, Any]) -> Decision | None:
+    def _after_step(self, losses: Mapping[str, Any], batch: Mapping[str, Any]) -> Decision | None:
         raw = {"total": _number(self._criterion.host_total)}
         mel = [_number(losses[name]) for name in ("decoder_loss", "postnet_loss") if name in losses]
         if mel:
@@ -178,6 +181,7 @@ class CoquiAdapter:
             raw["gate"] = _number(losses["stopnet_loss"])
         if "ga_loss" in losses:
             raw["guided"] = _number(losses["ga_loss"]) * self._criterion.tokens
+        self.session.see_batch(self._facts(batch, raw))
         # 0 is what the host logs for a norm that was not finite, or not computed.
         norm = _number(losses.get("grad_norm", 0.0))
         return self.session.after_batch(
@@ -187,6 +191,19 @@ class CoquiAdapter:
             text_length=self._text_length,
             ends_step="grad_norm" in losses,
         )
+
+    def _facts(self, batch: Mapping[str, Any], raw: Mapping[str, float]) -> BatchFacts:
+        """What the batch is like, from the loader's tensors on the CPU."""
+        features, lengths = batch["mel"], batch["mel_lengths"]
+        names = tuple(Path(str(name)).stem for name in batch.get("item_idxs", ()))
+        bad: tuple[str, ...] = ()
+        if not all(math.isfinite(value) for value in raw.values()):
+            finite = torch.isfinite(features).flatten(1).all(1).tolist()
+            known = names or tuple(f"clip {n} of the batch" for n in range(len(features)))
+            bad = tuple(name for name, good in zip(known, finite, strict=True) if not good)
+        measured = (self.session.step + 1) % self.session.config.attention_every == 0 and not bad
+        silence = edge_silence(features[:_FEW], lengths[:_FEW]) if measured else None
+        return BatchFacts(len(features), names, bad, silence)
 
     def _show_dashboard(self, step: int, values: Mapping[str, float]) -> None:
         self._trainer.dashboard_logger.add_scalars("brain", dict(values), self._trainer.total_steps_done)

@@ -81,6 +81,8 @@ class EspnetAdapter:
                 "Give an --output_dir that can be written, or write brain: false"
             ) from error
         self._losses = LossTap(tts, self.session, config.tversky_weight)
+        # ESPnet hands the ids of a batch to its model, which keeps them from ``tts``.
+        self._names = model.register_forward_pre_hook(self._keep_names, with_kwargs=True)
         self._regime = {"reduction factor": int(tts.reduction_factor), "accum_grad": int(options.accum_grad)}
 
     def resumed(self, reporter: Reporter, scaler: Any) -> None:
@@ -117,8 +119,12 @@ class EspnetAdapter:
     def close(self, message: str) -> None:
         """Give the host everything back; the journal is closed."""
         self._losses.detach()
+        self._names.remove()
         with self.session.fence():
             self.session.close(message)
+
+    def _keep_names(self, model: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
+        self._losses.names = tuple(kwargs.get("utt_id", ()))
 
     def _after_iteration(self, reporter: SubReporter) -> None:
         """Everything here that decides whether a step ended is common to all ranks: the host has averaged it."""

@@ -7,6 +7,7 @@ its curves and its choice of the best epoch can be compared with a run without t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from inspect import signature
@@ -17,11 +18,15 @@ from espnet.nets.pytorch_backend.e2e_tts_tacotron2 import GuidedAttentionLoss
 from espnet2.tts.tacotron2 import Tacotron2
 from torch import Tensor
 
+from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
+from tts_brain.pytorch.audio import edge_silence
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import GUIDED_SIGMA, GUIDED_WEIGHT
+
+_FEW = 4  # clips whose ends are looked at
 
 
 class LossTap:
@@ -33,11 +38,13 @@ class LossTap:
         tversky_weight: share of the Tversky loss beside the host's cross entropy, 0 or more.
 
     Attributes:
+        names: ids of the batch under way, set by the adapter; empty where the host gives none.
         raw: losses of the newest batch by name, in the host's weights, without ``total``; empty before the first.
         text_length: its mean tokens per utterance; None before the first.
     """
 
     def __init__(self, tts: Tacotron2, session: BrainSession, tversky_weight: float) -> None:
+        self.names: tuple[str, ...] = ()
         self.raw: dict[str, float] = {}
         self.text_length: float | None = None
         self._tts = tts
@@ -48,6 +55,7 @@ class LossTap:
         # A run with use_guided_attn_loss: false gets its guide from us.
         self._guide = tts.attn_loss if tts.use_guided_attn_loss else GuidedAttentionLoss()
         self._tokens = 1.0
+        self._measured = False
         self._attention: Tensor | None = None
         self._loss_inputs: tuple[Tensor, ...] = ()
         self._terms: tuple[Tensor, ...] = ()
@@ -88,6 +96,9 @@ class LossTap:
             loss, stats, rest = self._host_forward(*args, **kwargs)
         with self._session.fence():
             loss = self._after(loss, stats, knobs, tokens, frames)
+        with self._session.fence():
+            inputs = self._signature.bind(*args, **kwargs).arguments
+            self._session.see_batch(self._facts(inputs["feats"], inputs["feats_lengths"]))
         self._attention, self._guided_loss, self._loss_inputs, self._terms = None, None, (), ()
         return loss, stats, rest
 
@@ -125,6 +136,7 @@ class LossTap:
         self._read({"mel": mel, "gate": gate} | ({} if guided is None else {"guided": guided}))
         if self._session.wants_attention and self._attention is not None:
             self._session.see_attention(self._attention, frames, tokens)
+            self._measured = True
         counts = self._stop_counts(graph=bool(knobs))
         self._session.see_stop_token(*counts)
         if not knobs:
@@ -153,6 +165,19 @@ class LossTap:
         # The host has just waited for these very values, one by one.
         values = torch.stack([term.detach().float() for term in terms.values()]).tolist()
         self.raw = dict(zip(terms, values, strict=True))
+
+    def _facts(self, features: Tensor, lengths: Tensor) -> BatchFacts:
+        """What the batch is like; its values are read only where something is wrong, or the attention was measured."""
+        names = self.names or tuple(f"clip {n} of the batch" for n in range(len(features)))
+        bad: tuple[str, ...] = ()
+        if not all(math.isfinite(value) for value in self.raw.values()):
+            finite = torch.isfinite(features).flatten(1).all(1).tolist()
+            bad = tuple(name for name, good in zip(names, finite, strict=True) if not good)
+        silence = None
+        if self._measured and not bad:
+            silence = edge_silence(features[:_FEW], lengths[:_FEW])
+        self._measured = False
+        return BatchFacts(len(features), self.names, bad, silence)
 
     def _stop_counts(self, *, graph: bool) -> Counts:
         """True positives, false positives, false negatives over the valid frames."""

@@ -136,6 +136,14 @@ def test_a_nan_clip_leaves_no_trace(espnet_data: Data, tmp_path: Path, caplog: p
     assert_finite(run)
     events = run.events("skipped_gradient")
     assert len(events) == 2 and "running statistics put back" in events[0]["message"]
+    # The user is told which clip it is, once.
+    (advice,) = run.events("advice")
+    assert (
+        advice["cause"] == "non-finite data"
+        and data.ids[0] in advice["message"]
+        and advice["step"] in (1, 2, 3, 4, 5, 6)
+    )
+    assert not any(name in advice["message"] for name in data.ids[1:])
     steps = {e["step"] for e in events}
     assert [o["losses"]["mel"] == "nan" for o in run.records("observation")] == [
         o["step"] in steps for o in run.records("observation")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from tts_brain.config import BrainConfig
+from tts_brain.feedback.diagnosis import BatchFacts, Diagnosis
 from tts_brain.feedback.rollback import RandomStates, Stateful
 from tts_brain.journal import Journal, NoJournal
 from tts_brain.manager import ContextAwareTrainingManager
@@ -110,6 +111,7 @@ class BrainSession:
         self._buffers = BufferGuard(model) if self.manager.moves_allowed else None
         self._rescue = Rescue(self.manager, self.parts, folder / "snapshots", self._ranks)
         self._pending: list[Observation] = []
+        self._diagnosis = Diagnosis()
         self._regime: dict[str, int] | None = None
         self._started = False
         self._resumed = False
@@ -162,6 +164,19 @@ class BrainSession:
         """Show the attention of the step under way: (B, T, N), lengths (B,) in decoder frames and tokens."""
         few = self.config.attention_utterances
         self._under_way.attention = measure_some(attention, frame_lengths, token_lengths, few)
+
+    def see_batch(self, facts: BatchFacts) -> None:
+        """Show what the data of one batch are like; several of one step are put together."""
+        before = self._under_way.facts
+        if before is not None:
+            silence = before.edge_silence if facts.edge_silence is None else facts.edge_silence
+            facts = BatchFacts(
+                before.clips + facts.clips,
+                before.names + facts.names,
+                before.not_finite + facts.not_finite,
+                silence,
+            )
+        self._under_way.facts = facts
 
     def see_stop_token(self, true_positive: Tensor, false_positive: Tensor, false_negative: Tensor) -> None:
         """Show the stop token's soft counts of one batch; kept on the device until the next decision."""
@@ -238,6 +253,7 @@ class BrainSession:
                 stop=self._stop if due else None,
             )
             self._say_skipped(observation)
+            self._advise(observation, self._under_way.facts)
             self._pending.append(observation)
         self._under_way = StepUnderWay()
         if self._meeting is None:
@@ -270,6 +286,14 @@ class BrainSession:
             self._chronicle.event(
                 self.step, "skipped_gradient", f"a non-finite gradient was kept from the weights{also}"
             )
+
+    def _advise(self, observation: Observation, facts: BatchFacts | None) -> None:
+        """Each rank looks at its own data; what it finds changes nothing, so they need not agree."""
+        # A host that keeps the warnings of later ranks to itself lets errors through.
+        level = logging.WARNING if self._ranks.first else logging.ERROR
+        for advice in self._diagnosis.look(observation, facts, self.manager.analyzer.phases.phase):
+            log.log(level, "[brain] step %d: %s", self.step, advice.message)
+            self._chronicle.event(self.step, "advice", advice.message, cause=advice.cause)
 
     def _take_in(self, observations: Sequence[Observation], *, deciding: bool = False) -> None:
         for observation in observations:
@@ -394,6 +418,7 @@ class BrainSession:
             "manager": self.manager.state_dict(),
             "stop": self._stop.sums,
             "watching": [tap.watching for tap in self._taps],
+            "diagnosis": self._diagnosis.state_dict(),
         }
         save_state(path, state, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
 
@@ -431,6 +456,8 @@ class BrainSession:
             return False
         self.step, self._regime = step, regime
         self._stop.sums = state.get("stop")
+        if "diagnosis" in state:
+            self._diagnosis.load_state_dict(state["diagnosis"])
         for tap, watching in zip(self._taps, state.get("watching", ()), strict=False):
             if watching:
                 tap.watch_next()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from tts_brain.attention.metrics import report
+from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.pytorch.capture import StopTally
 from tts_brain.pytorch.optimizer import OptimizerTap
 from tts_brain.types import Observation
@@ -22,6 +23,7 @@ class StepUnderWay:
     batches: int = 0
     attention: Tensor | None = None
     healed: list[str] = field(default_factory=list)
+    facts: BatchFacts | None = None
 
     def add(self, losses: Mapping[str, float]) -> None:
         """One batch's raw losses."""

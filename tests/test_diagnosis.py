@@ -1,0 +1,120 @@
+"""Causes that only the user can mend: named when there is little else it could be, and not otherwise."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tts_brain.feedback.diagnosis import BatchFacts, Diagnosis
+from tts_brain.pytorch.audio import edge_silence
+from tts_brain.types import Observation, TrainingPhase
+
+GOOD = BatchFacts(16, ("a", "b"), (), 0.05)
+PRE, LATER = TrainingPhase.PRE_ALIGNMENT, TrainingPhase.REFINEMENT
+
+
+def causes(
+    steps: int = 60, *, at: dict[int, Any] | None = None, phase: TrainingPhase = PRE, **usual: Any
+) -> list[tuple[int, str]]:
+    """(step, cause) of a run of ``steps`` steps; ``at`` changes single steps."""
+    diagnosis, found = Diagnosis(), []
+    for step in range(1, steps + 1):
+        now = {
+            "grad_norm": 1.0 + 0.1 * (step % 3),
+            "update_ratio": 0.003,
+            "facts": GOOD,
+            **usual,
+            **(at or {}).get(step, {}),
+        }
+        facts = now.pop("facts")
+        observation = Observation(step, {"total": 1.0}, **now)
+        found += [(step, advice.cause) for advice in diagnosis.look(observation, facts, phase)]
+    return found
+
+
+def test_a_healthy_run_is_told_nothing() -> None:
+    assert causes(600) == []
+    assert causes(100, facts=None, grad_norm=None, update_ratio=None) == []
+
+
+def test_clips_that_are_not_finite_are_named() -> None:
+    diagnosis = Diagnosis()
+    facts = BatchFacts(16, (), tuple(f"clip{n}" for n in range(6)))
+    (advice,) = diagnosis.look(Observation(3, {"total": float("nan")}), facts, PRE)
+    assert advice.cause == "non-finite data"
+    assert "clip0, clip1, clip2, clip3 and 2 more" in advice.message
+    assert diagnosis.look(Observation(4, {"total": float("nan")}), facts, PRE) == []
+    assert [a.cause for a in diagnosis.look(Observation(503, {"total": 0.0}), facts, PRE)] == ["non-finite data"]
+
+
+def test_one_batch_that_explodes_is_named_and_growth_is_not() -> None:
+    assert causes(at={40: {"grad_norm": 500.0}}) == [(40, "exploding batch")]
+    assert causes(at={5: {"grad_norm": 500.0}}) == [], "nobody knows yet what is usual"
+    growing = {step: {"grad_norm": 1.3**step} for step in range(1, 61)}
+    assert causes(at=growing) == [], "a run that diverges is no batch"
+
+
+def test_small_batches_silence_and_rates_need_to_last() -> None:
+    assert causes(facts=BatchFacts(4)) == [(20, "batch too small")]
+    assert causes(at={s: {"facts": BatchFacts(4)} for s in range(30, 35)}) == []
+    assert causes(facts=BatchFacts(16, (), (), 0.4)) == [(20, "edge silence")]
+    assert causes(update_ratio=0.2) == [(20, "rate too high")]
+    assert causes(update_ratio=1e-4) == [(20, "rate too low")]
+    assert causes(update_ratio=1e-4, phase=LATER) == [], "a rate may be low once attention has formed"
+    assert causes(at={s: {"update_ratio": 0.2} for s in range(1, 60, 2)}) == []
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.floats(allow_nan=True) | st.none(),
+            st.floats(allow_nan=True) | st.none(),
+            st.integers(1, 64),
+            st.floats(0, 1) | st.none(),
+        ),
+        max_size=40,
+    ),
+    st.integers(0, 40),
+)
+def test_any_numbers_and_a_resume_at_any_step(values: list[Any], cut: int) -> None:
+    def steps(diagnosis: Diagnosis, some: list[Any], first: int) -> list[Any]:
+        return [
+            diagnosis.look(
+                Observation(first + n, {"total": 1.0}, norm, update_ratio=ratio), BatchFacts(c, (), (), s), PRE
+            )
+            for n, (norm, ratio, c, s) in enumerate(some)
+        ]
+
+    whole, parts, resumed = Diagnosis(), Diagnosis(), Diagnosis()
+    expected = steps(whole, values, 1)
+    before = steps(parts, values[:cut], 1)
+    resumed.load_state_dict(json.loads(json.dumps(parts.state_dict())))
+    assert before + steps(resumed, values[cut:], 1 + cut) == expected
+    assert len(whole.state_dict()["norms"]) <= 20
+
+
+def clip(silent: int, spoken: int, tail: int, scale: float = 1.0, shift: float = 0.0) -> torch.Tensor:
+    generator = np.random.default_rng(silent + spoken + tail)
+    level = np.concatenate([np.full(silent, -4.0), generator.uniform(0.0, 2.0, spoken), np.full(tail, -4.0)])
+    mel = level[:, None] + 0.1 * generator.normal(size=(len(level), 20))
+    return torch.tensor(scale * mel + shift)
+
+
+@pytest.mark.parametrize(("silent", "tail"), [(0, 0), (20, 0), (0, 30), (25, 25)])
+def test_edge_silence_is_the_share_at_both_ends_whatever_the_scale(silent: int, tail: int) -> None:
+    for scale, shift in ((1.0, 0.0), (0.3, -7.0), (5.0, 100.0)):
+        mel = clip(silent, 60, tail, scale, shift)
+        padded = torch.nn.functional.pad(mel, (0, 0, 0, 40), value=shift)[None]
+        share = edge_silence(padded, torch.tensor([len(mel)]))
+        assert share == pytest.approx((silent + tail) / len(mel), abs=0.02)
+
+
+def test_a_pause_in_the_middle_is_no_edge_and_a_flat_clip_no_silence() -> None:
+    paused = torch.cat([clip(0, 40, 0), torch.full((30, 20), -4.0, dtype=torch.float64), clip(0, 40, 0)])
+    assert edge_silence(paused[None], torch.tensor([110])) < 0.02
+    assert edge_silence(torch.zeros(1, 50, 20), torch.tensor([50])) == 0.0
+    assert edge_silence(torch.zeros(0, 50, 20), torch.zeros(0)) == 0.0

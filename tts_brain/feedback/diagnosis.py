@@ -1,0 +1,168 @@
+"""What only the user can mend, said in plain words with what it rests on; each cause once in a while.
+
+A cause is named only where what is seen leaves little else: a symptom alone ("the loss rises") names none.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from tts_brain.types import Observation, TrainingPhase
+
+# Healthy training changes the weights by about a thousandth per step (Karpathy's rule of thumb for |Δw| / |w|).
+_RATIO_HIGH, _RATIO_LOW = 0.03, 5e-4
+_EXPLODING = 30.0  # times the median gradient norm
+_NORMS_NEEDED, _NORMS_KEPT = 10, 20
+_FEWEST_CLIPS = 8.0
+_SILENCE_SHARE = 0.2
+_SURE_AFTER = 20  # measurements
+_MEMORY = 0.9
+_AGAIN_AFTER = 500
+
+
+@dataclass(frozen=True, slots=True)
+class BatchFacts:
+    """What an adapter can say of the data of one step.
+
+    Args:
+        clips: utterances, all batches of the step together.
+        names: their ids, where the host gives them.
+        not_finite: ids (or places in the batch) of those whose features hold a NaN or infinity; looked for only when
+            the loss was not finite.
+        edge_silence: share of the frames that are silence at the two ends, mean over a few clips; None when not
+            measured.
+    """
+
+    clips: int
+    names: tuple[str, ...] = ()
+    not_finite: tuple[str, ...] = ()
+    edge_silence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """One cause, by its short name, and a sentence for people."""
+
+    cause: str
+    message: str
+
+
+class Diagnosis:
+    """Looks at each step; its memory is a few numbers."""
+
+    def __init__(self) -> None:
+        self._said: dict[str, int] = {}
+        self._seen: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
+        self._norms: list[float] = []
+
+    def look(self, observation: Observation, facts: BatchFacts | None, phase: TrainingPhase) -> list[Advice]:
+        """Causes that this step shows and that were not named in the last 500 steps."""
+        found = [] if facts is None else self._data(facts)
+        for advice in (self._exploding(observation.grad_norm, facts), self._rate(observation.update_ratio, phase)):
+            if advice is not None:
+                found.append(advice)
+        return [advice for advice in found if self._may_say(advice.cause, observation.step)]
+
+    def _data(self, facts: BatchFacts) -> list[Advice]:
+        found = []
+        if facts.not_finite:
+            found.append(
+                Advice(
+                    "non-finite data",
+                    f"the data of this batch are not finite: {_list(facts.not_finite)}. "
+                    "Look at their audio and features, and leave them out",
+                )
+            )
+        clips = self._mean("clips", facts.clips)
+        if clips is not None and clips < _FEWEST_CLIPS:
+            found.append(
+                Advice(
+                    "batch too small",
+                    f"the batch of {clips:.0f} clips a step is too small for attention to form reliably. "
+                    "Use 16 or more, or accumulate gradients",
+                )
+            )
+        silence = None if facts.edge_silence is None else self._mean("silence", facts.edge_silence)
+        if silence is not None and silence > _SILENCE_SHARE:
+            found.append(
+                Advice(
+                    "edge silence",
+                    f"edge silence: {silence:.0%} of the frames lie before the first or after the last sound, where "
+                    "attention has nothing to follow. Trim the clips",
+                )
+            )
+        return found
+
+    def _exploding(self, norm: float | None, facts: BatchFacts | None) -> Advice | None:
+        if norm is None or not math.isfinite(norm):
+            return None
+        known = len(self._norms) >= _NORMS_NEEDED
+        usual = median(self._norms) if known else norm
+        self._norms = [*self._norms, norm][-_NORMS_KEPT:]
+        if not (known and norm > _EXPLODING * usual):
+            return None
+        which = f" ({_list(facts.names)})" if facts is not None and facts.names else ""
+        return Advice(
+            "exploding batch",
+            f"this batch{which} explodes: its gradient norm {norm:.3g} is {norm / max(usual, 1e-12):.0f} times the "
+            "usual. Look for clipped, very loud or mislabelled clips in it",
+        )
+
+    def _rate(self, ratio: float | None, phase: TrainingPhase) -> Advice | None:
+        if ratio is None or not math.isfinite(ratio):
+            return None
+        high = self._in_a_row("high", ratio > _RATIO_HIGH)
+        low = self._in_a_row("low", ratio < _RATIO_LOW and phase is TrainingPhase.PRE_ALIGNMENT)
+        if high >= _SURE_AFTER:
+            return Advice("rate too high", f"the rate is too high: each step changes the weights by {ratio:.1%}")
+        if low >= _SURE_AFTER:
+            return Advice(
+                "rate too low",
+                f"the rate is too low: each step changes the weights by {ratio:.2%}, before attention has formed",
+            )
+        return None
+
+    def _mean(self, name: str, value: float) -> float | None:
+        """Running mean; None until it rests on enough."""
+        before = self._seen.get(name, value)
+        self._seen[name] = _MEMORY * before + (1.0 - _MEMORY) * value
+        self._counts[name] = self._counts.get(name, 0) + 1
+        return self._seen[name] if self._counts[name] >= _SURE_AFTER else None
+
+    def _in_a_row(self, name: str, holds: bool) -> int:
+        self._counts[name] = self._counts.get(name, 0) + 1 if holds else 0
+        return self._counts[name]
+
+    def _may_say(self, cause: str, step: int) -> bool:
+        last = self._said.get(cause)
+        if last is not None and step - last < _AGAIN_AFTER:
+            return False
+        self._said[cause] = step
+        return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return {
+            "said": dict(self._said),
+            "seen": dict(self._seen),
+            "counts": dict(self._counts),
+            "norms": list(self._norms),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Inverse of ``state_dict``."""
+        said = {str(name): int(step) for name, step in state["said"].items()}
+        seen = {str(name): float(value) for name, value in state["seen"].items()}
+        counts = {str(name): int(value) for name, value in state["counts"].items()}
+        norms = [float(value) for value in state["norms"]]
+        self._said, self._seen, self._counts, self._norms = said, seen, counts, norms
+
+
+def _list(names: tuple[str, ...], most: int = 4) -> str:
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
