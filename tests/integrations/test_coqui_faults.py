@@ -86,7 +86,10 @@ def test_a_nan_never_reaches_the_weights(mode: str, settings: Any, corpus: Path,
     (event,) = events(trainer, "skipped_gradient")
     assert event["step"] == 2
     assert "running_mean" in event["message"] and "non-finite gradient" in event["message"]
-    assert [e["event"] for e in records(trainer, "event")] == ["skipped_gradient"]
+    assert [e["event"] for e in records(trainer, "event")] == ["skipped_gradient", "advice"]
+    # The user is told which clip it is.
+    (advice,) = events(trainer, "advice")
+    assert advice["cause"] == "non-finite data" and "espeak_" in advice["message"]
     observed = records(trainer, "observation")
     assert [o["skipped"] for o in observed] == [False, True, False, False]
     assert observed[1]["losses"]["mel"] == "nan" and math.isfinite(observed[2]["losses"]["mel"])
