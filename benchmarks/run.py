@@ -23,6 +23,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _cells(args: argparse.Namespace) -> int:
 
 
 def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
-    from bench.plans import ARMS, AT, arms_of, oracle
+    from bench.plans import ARMS, AT, POPULATIONS, arms_of, oracle
     from bench.store import Store
 
     if args.arms:
@@ -129,9 +130,14 @@ def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
         arms = (best, AT + best) if args.name == "noharm" else ("default", best, "brain")
     else:
         arms = QUICK_ARMS if args.quick else arms_of(args.name)
-    unknown = [arm for arm in arms if arm not in ARMS]
+    unknown = [arm for arm in arms if arm not in ARMS and arm not in POPULATIONS]
     if unknown:
-        raise Refused(f"no arm {unknown[0]!r}; known are:\n  " + "\n  ".join(ARMS))
+        raise Refused(f"no arm {unknown[0]!r}; known are:\n  " + "\n  ".join([*ARMS, *POPULATIONS]))
+    if any(arm in POPULATIONS for arm in arms) and find_spec("ray") is None:
+        if args.arms:
+            raise Refused("the arms pbt need Ray: uv pip install -e '.[bench,pbt]'")
+        print("without the arms pbt: they need Ray (uv pip install -e '.[bench,pbt]')", file=sys.stderr)
+        arms = tuple(arm for arm in arms if arm not in POPULATIONS)
     return arms
 
 

@@ -27,7 +27,7 @@ from bench.arms import Brain, Plain
 from bench.data import collate, load
 from bench.forward_sum import forward_sum
 from bench.host import Measured, Training
-from bench.plans import ARMS, AT, GRID, arms_of, cells, oracle
+from bench.plans import ARMS, AT, GRID, POPULATIONS, arms_of, cells, oracle
 from bench.speech import distortion
 from bench.store import Cell, Store
 from tts_brain.corpus import CorpusError
@@ -201,7 +201,7 @@ def test_the_table_counts_never_as_twice_the_budget() -> None:
 
 def test_every_arm_of_every_benchmark_is_known() -> None:
     for name in ("align", "autofix150"):
-        assert set(arms_of(name)) <= set(ARMS)
+        assert set(arms_of(name)) <= {*ARMS, *POPULATIONS}
     assert arms_of("align")[0] == "default" and len(arms_of("align")) == len(set(arms_of("align")))
 
 

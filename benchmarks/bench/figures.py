@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
-from bench.host import Measured, Training
+from bench.host import Measured
 
 ALIGNED = 0.5
 _IN_A_ROW = 3
@@ -19,7 +19,15 @@ _L1_WITHIN = 1.15
 _PATH_EVERY = 10
 
 
-def figures(run: Training) -> dict[str, Any]:
+class Finished(Protocol):
+    """What is left of a run, or of a population of runs."""
+
+    trace: list[dict[str, float]]
+    measured: list[Measured]
+    seconds: float
+
+
+def figures(run: Finished) -> dict[str, Any]:
     """One row's numbers. A run that never aligns has ``aligned_step`` None."""
     last = run.measured[-1]
     spoken = [m for m in run.measured if m.speaks is not None]

@@ -49,6 +49,8 @@ BRAINS: dict[str, dict[str, Any]] = {
 }
 GRID = _grid()
 AT = "brain at "
+# Population-based training: does every member get all the steps (four times the cost), or its share of them?
+POPULATIONS = {"pbt 1x": False, "pbt 4x": True}
 RIVALS: dict[str, Callable[[], Arm]] = {
     "hand-decayed": hand_decayed,
     "plateau": plateau,
@@ -87,7 +89,7 @@ def arms_of(benchmark: str) -> tuple[str, ...]:
     if benchmark == "autofix150":
         return tuple(name for name in ("autofix", "brain", "default") if name in ARMS)
     first = ("default", "brain", static_name(300.0, 2e-3, 0.03), static_name(100.0, 2e-3))
-    return tuple(name for name in dict.fromkeys([*first, *ARMS]) if not name.startswith(AT))
+    return tuple(name for name in dict.fromkeys([*first, *ARMS, *POPULATIONS]) if not name.startswith(AT))
 
 
 def oracle(rows: Iterable[Mapping[str, Any]]) -> str:

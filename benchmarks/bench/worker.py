@@ -7,17 +7,18 @@ import logging
 import sys
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.bad_starts import BAD_STARTS
-from bench.data import load
+from bench.data import Corpus, load
 from bench.figures import figures
 from bench.host import Measured, Training
-from bench.plans import ARMS
+from bench.plans import ARMS, POPULATIONS
+from bench.population import pbt
 from bench.setting import Setting
 from bench.told import named
 from tts_brain.journal import JOURNAL_NAME, versions
@@ -39,20 +40,41 @@ def run(job: Mapping[str, Any]) -> None:
         note = f"L1 {m.l1:.3f}, attention_diag {m.values['attention_diag']:.2f}"
         say({"step": step, "note": note})
 
-    seed, arm = int(job["seed"]), ARMS[job["arm"]]()
+    seed = int(job["seed"])
+    with tempfile.TemporaryDirectory() as folder:
+        if job["arm"] in POPULATIONS:
+            result = _population(job["arm"], corpus, setting, seed, Path(folder))
+        else:
+            result = _one(job, corpus, setting, seed, Path(folder), progress)
+    say({"result": {**result, "clips": len(corpus.train), "versions": versions()}})
+
+
+def _one(
+    job: Mapping[str, Any],
+    corpus: Corpus,
+    setting: Setting,
+    seed: int,
+    folder: Path,
+    progress: Callable[[int, Measured | None], None],
+) -> dict[str, Any]:
+    arm = ARMS[job["arm"]]()
     start = BAD_STARTS[job["start"]] if job.get("start") else None
     if start is not None:
-        setting, corpus = start.setting(setting), start.corpus(corpus, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        training = Training(corpus, setting, seed, Path(folder))
-        if start is not None:
-            start.begin(training)
-        training.run(arm if start is None else start.arm(arm), progress)
-        result = {**figures(training), "clips": len(corpus.train), "versions": versions()}
-        if any(Path(folder).rglob(JOURNAL_NAME)):
-            result["named"] = sorted(named(Path(folder)))
-            result["told"] = start is not None and start.told(Path(folder))
-        say({"result": result})
+        setting, corpus, arm = start.setting(setting), start.corpus(corpus, seed), start.arm(arm)
+    training = Training(corpus, setting, seed, folder)
+    if start is not None:
+        start.begin(training)
+    training.run(arm, progress)
+    result = figures(training)
+    if any(folder.rglob(JOURNAL_NAME)):
+        result["named"] = sorted(named(folder))
+        result["told"] = start is not None and start.told(folder)
+    return result
+
+
+def _population(arm: str, corpus: Corpus, setting: Setting, seed: int, folder: Path) -> dict[str, Any]:
+    population = pbt(corpus, setting, seed, folder, full=POPULATIONS[arm])
+    return {**figures(population), "cost_steps": population.cost_steps, "copies": population.copies}
 
 
 def say(message: Mapping[str, Any]) -> None:
