@@ -6,9 +6,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from bench.host import Measured
+if TYPE_CHECKING:  # the host takes seconds to import, and a table or a picture needs none of it
+    from bench.host import Measured
 
 ALIGNED = 0.5
 _IN_A_ROW = 3
