@@ -37,7 +37,9 @@ def espnet_cost(corpus: Corpus, setting: Setting, iterations: int) -> dict[str, 
         plain, ours = (Training(corpus, setting, 0, Path(folder) / n, model_conf=FULL_SIZE) for n in ("plain", "ours"))
         adapter = EspnetAdapter(BrainConfig(), ours.model, [ours.optimizer], [None], ours.options)
         adapter._save_sidecar = lambda epoch: None  # once per epoch, not per iteration
-        watch_adapter(adapter, watch, {adapter: ("_after_iteration",), adapter._losses: ("_lengths", "_after", "_facts")})
+        watch_adapter(
+            adapter, watch, {adapter: ("_after_iteration",), adapter._losses: ("_lengths", "_after", "_facts")}
+        )
         source = batches(corpus.train, setting.batch_size, 0)
         rows = interleave(lambda b: _take(plain, b, None), lambda b: _take(ours, b, adapter), watch, source, iterations)
     parameters = sum(p.numel() for p in plain.model.parameters())
