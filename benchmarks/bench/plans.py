@@ -43,6 +43,7 @@ BRAINS: dict[str, dict[str, Any]] = {
     "brain without rate": _without(LEARNING_RATE),
     "brain without guidance": _without(GUIDED_WEIGHT, GUIDED_SIGMA),
     "brain without balance": _without(*_BALANCE) | {"tversky_weight": 0.0},
+    "brain without tversky": {"tversky_weight": 0.0},
     "brain without clip": _without(GRAD_CLIP),
     "brain without rollback": {"mode": "assist"},
     "brain without risk": {"max_move_risk": 1.0},
