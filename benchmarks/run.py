@@ -45,9 +45,9 @@ class Refused(Exception):
 def main() -> int:
     args = _parser().parse_args()
     if args.worker:
-        from bench.worker import run
+        from bench.worker import serve
 
-        run(json.loads(args.worker))
+        serve(sys.stdin)
         return 0
     if args.name is None:
         _parser().error(f"name a benchmark: {', '.join(NAMES)}")
@@ -67,12 +67,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--arms", help="comma-separated; default: all")
+    parser.add_argument("--model", choices=("small", "pilot", "full"), default="small", help="sizes of the Tacotron2")
+    parser.add_argument(
+        "--host-decoder", action="store_true", help="the host's own decoder pass, slower (bench/quick_decoder.py)"
+    )
     parser.add_argument("--max-seconds", type=float, help="longest clip; default: where four fifths are shorter")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, three arms")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--json", type=Path, help="where rows go and are looked for")
     parser.add_argument("--list", action="store_true", help="print the arms and end")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -92,7 +96,12 @@ def _cells(args: argparse.Namespace) -> int:
         return 0
     corpus = args.data.resolve().name
     arms = _arms(args, corpus)
-    setting = replace(Setting(steps=args.steps or STEPS[args.name]), max_s=args.max_seconds or _longest(args.data))
+    setting = Setting(
+        args.model,
+        quick=not args.host_decoder,
+        steps=args.steps or STEPS[args.name],
+        max_s=args.max_seconds or _longest(args.data),
+    )
     if args.quick:
         setting = replace(setting, **(QUICK | ({"steps": args.steps} if args.steps else {})))
     seeds = 1 if args.quick else args.seeds
@@ -101,7 +110,7 @@ def _cells(args: argparse.Namespace) -> int:
         todo = rescue_cells(corpus, setting, seeds, arms, starts)
     else:
         todo = cells(args.name, corpus, setting, seeds, arms)
-    store = Store(args.json or _rows(args.name, corpus, quick=args.quick))
+    store = Store(args.json or _rows(args, corpus))
 
     def job_of(cell: Any) -> dict[str, Any]:
         return {**asdict(cell), "folder": str(args.data.resolve())}
@@ -124,7 +133,7 @@ def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
         arms = tuple(name.strip() for name in args.arms.split(","))
     elif args.name in ("noharm", "rescue"):
         try:
-            best = oracle(Store(_rows("align", corpus, quick=args.quick)).rows())
+            best = oracle(Store(_rows(args, corpus, "align")).rows())
         except ValueError as error:
             raise Refused(str(error)) from error
         arms = (best, AT + best) if args.name == "noharm" else ("default", best, "brain")
@@ -141,8 +150,9 @@ def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
     return arms
 
 
-def _rows(name: str, corpus: str, *, quick: bool) -> Path:
-    return RESULTS / f"{name}-{corpus}{'-quick' if quick else ''}.jsonl"
+def _rows(args: argparse.Namespace, corpus: str, name: str | None = None) -> Path:
+    also = [""] if args.model == "small" else ["", args.model]
+    return RESULTS / f"{name or args.name}-{corpus}{'-'.join(also + ['quick'] * args.quick)}.jsonl"
 
 
 def _identity(args: argparse.Namespace) -> int:

@@ -18,7 +18,6 @@ TINY_MODEL = {
     "econv_chans": 8,
     "adim": 8,
     "aconv_chans": 2,
-    "dlayers": 1,
     "dunits": 16,
     "prenet_units": 8,
     "postnet_layers": 1,

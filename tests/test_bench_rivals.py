@@ -24,10 +24,10 @@ from bench.population import GUIDED, RATE, within
 from bench.population_member import Member, split
 from bench.rivals import AutoFix, hand_decayed, hand_weight, plateau, sabotaged
 from bench.rivals_scalarised import Scalarised, dwa, famo, uncertainty
-from bench.setting import MODEL, Setting
+from bench.setting import MODELS, Setting
 
 SETTING = Setting(steps=4, batch_size=4, held_out=2, evaluate_every=2, speak_every=10**6, speak_clips=1)
-SMALL = {name: min(size, 16) for name, size in MODEL.items()} | {"postnet_layers": 2}
+SMALL = {name: min(size, 16) for name, size in MODELS["small"].items()} | {"postnet_layers": 2}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,8 @@ from espnet2.tts.espnet_model import ESPnetTTSModel
 from espnet2.tts.tacotron2 import Tacotron2
 
 from bench.data import N_MELS, Batch, Clip, Corpus, batches, collate
-from bench.setting import MODEL, Setting
+from bench.quick_decoder import quicken
+from bench.setting import MODELS, Setting
 from bench.speech import distortion
 from tts_brain_espnet.probe import Probe
 
@@ -59,7 +60,7 @@ class Training:
 
     Args:
         folder: scratch space.
-        model_conf: sizes of the Tacotron2.
+        model_conf: sizes of the Tacotron2 in place of the setting's.
         trace: one dictionary per step: raw losses in the host's weights, gradient norm, and the rate and guided weight
             that were used.
         spoil: changes a training batch before the model sees it (step, batch).
@@ -71,7 +72,7 @@ class Training:
     setting: Setting
     seed: int
     folder: Path
-    model_conf: Mapping[str, Any] = field(default_factory=lambda: MODEL)
+    model_conf: Mapping[str, Any] | None = None
     model: ESPnetTTSModel = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     options: Any = field(init=False)
@@ -84,9 +85,12 @@ class Training:
 
     def __post_init__(self) -> None:
         set_all_random_seed(self.seed)
+        sizes = MODELS[self.setting.model] if self.model_conf is None else self.model_conf
         tts = Tacotron2(
-            idim=len(self.corpus.tokens), odim=N_MELS, reduction_factor=self.setting.reduction_factor, **self.model_conf
+            idim=len(self.corpus.tokens), odim=N_MELS, reduction_factor=self.setting.reduction_factor, **sizes
         )
+        if self.setting.quick:
+            quicken(tts)
         self.model = ESPnetTTSModel(None, None, None, None, None, None, tts)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.setting.rate, eps=1e-6)
         host = TTSTask.get_parser().parse_args(["--output_dir", str(self.folder), "--log_interval", str(10**9)])

@@ -7,6 +7,7 @@ import resource
 import tempfile
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,15 @@ from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import KNOBS, Capabilities
 from tts_brain_espnet.adapter import EspnetAdapter
 
-# ESPnet's own defaults: 26.6 million parameters.
-FULL_SIZE: dict[str, Any] = {}
 _BLOCK = 10_000
 
 
 def espnet_cost(corpus: Corpus, setting: Setting, iterations: int) -> dict[str, float]:
     """Figures of ``bench.clock.summarise`` for ESPnet's Tacotron2 at its default sizes."""
     watch = Stopwatch()
+    setting = replace(setting, model="full", quick=False)
     with tempfile.TemporaryDirectory() as folder:
-        plain, ours = (Training(corpus, setting, 0, Path(folder) / n, model_conf=FULL_SIZE) for n in ("plain", "ours"))
+        plain, ours = (Training(corpus, setting, 0, Path(folder) / n) for n in ("plain", "ours"))
         adapter = EspnetAdapter(BrainConfig(), ours.model, [ours.optimizer], [None], ours.options)
         adapter._save_sidecar = lambda epoch: None  # once per epoch, not per iteration
         watch_adapter(

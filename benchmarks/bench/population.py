@@ -18,7 +18,7 @@ import torch
 from bench.data import Corpus
 from bench.host import Measured
 from bench.population_member import Member, split
-from bench.setting import MODEL, Setting
+from bench.setting import Setting
 
 MEMBERS = 4
 GUIDED = (1.0, 500.0)
@@ -54,7 +54,7 @@ def pbt(
     *,
     full: bool,
     members: int = MEMBERS,
-    model_conf: Mapping[str, Any] = MODEL,
+    model_conf: Mapping[str, Any] | None = None,
 ) -> Population:
     """Run a population with Ray Tune's PopulationBasedTraining on one core.
 
@@ -164,7 +164,7 @@ def _trainable() -> type:
     from ray import tune
 
     class RayMember(tune.Trainable):
-        def setup(self, config: dict[str, Any], given: tuple[Any, ...], model_conf: Mapping[str, Any]) -> None:
+        def setup(self, config: dict[str, Any], given: tuple[Any, ...], model_conf: Mapping[str, Any] | None) -> None:
             torch.set_num_threads(1)
             self._given, self._model_conf = given, model_conf
             self.reset_config(config)

@@ -18,7 +18,7 @@ from espnet2.torch_utils.set_all_random_seed import set_all_random_seed
 from bench.arms import Plain
 from bench.data import Batch, Clip, Corpus, batches, collate
 from bench.host import Measured, Training
-from bench.setting import MODEL, Setting
+from bench.setting import Setting
 from tts_brain_espnet.probe import Probe
 
 INTERVAL = 50
@@ -53,7 +53,7 @@ class Member:
         seed: int,
         number: int,
         folder: Path,
-        model_conf: Mapping[str, Any] = MODEL,
+        model_conf: Mapping[str, Any] | None = None,
     ) -> None:
         self.setting, self.seed, self.corpus = setting, seed, corpus
         self.training = Training(corpus, setting, seed + 1000 * number, folder, model_conf)

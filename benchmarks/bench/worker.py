@@ -1,13 +1,15 @@
-"""One cell in a process of its own: reads a job, trains, prints progress and the result as JSON lines."""
+"""Cells in processes of their own: reads jobs, trains, prints progress and results as JSON lines."""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import tempfile
+import traceback
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +26,45 @@ from bench.told import named
 from tts_brain.journal import JOURNAL_NAME, versions
 
 
+def serve(jobs: Iterable[str]) -> None:
+    """Train cell after cell, each in a child of its own: the hosts take longer to import than a cell's share of a
+    benchmark allows, and a fresh process would import them again.
+
+    Args:
+        jobs: JSON lines as ``run`` takes them. Each is answered by ``{"done": bool}`` after the child's own lines.
+    """
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    for line in jobs:
+        job = json.loads(line)
+        sys.stdout.flush()
+        child = os.fork()
+        if child == 0:
+            os._exit(_guarded(job))
+        _, status = os.waitpid(child, 0)
+        say({"done": status == 0})
+
+
+def _guarded(job: Mapping[str, Any]) -> int:
+    """Nothing of the parent's may run in the child when it ends, whatever happens."""
+    try:
+        run(job)
+        return 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
 def run(job: Mapping[str, Any]) -> None:
     """Train one cell.
 
     Args:
         job: ``arm``, ``seed``, ``folder`` of the corpus, ``setting``, and ``start``, a bad start or empty.
     """
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
-    warnings.simplefilter("ignore")
     setting = Setting(**job["setting"])
     corpus = load(Path(job["folder"]), min_s=setting.min_s, max_s=setting.max_s, held_out=setting.held_out)
 
