@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 from bench import figures, summary
 from bench.arms import Brain, Plain
 from bench.data import collate, load
-from bench.forward_sum import forward_sum
 from bench.host import Measured, Training
 from bench.plans import ARMS, AT, GRID, POPULATIONS, arms_of, cells, oracle
 from bench.speech import distortion
@@ -145,18 +144,6 @@ def test_distortion_is_zero_for_the_same_and_free_of_pace_and_loudness() -> None
     assert distortion(mel + 3.0, mel) == pytest.approx(0.0, abs=1e-9)
     assert distortion(generator.normal(size=(30, 80)), mel) > 1.0
     assert math.isnan(distortion(np.full((30, 80), np.nan), mel))
-
-
-def test_forward_sum_prefers_a_monotonic_path() -> None:
-    diagonal = torch.eye(6).repeat_interleave(2, dim=0)[None] * 0.9 + 0.1 / 6
-    frames, tokens = torch.tensor([12]), torch.tensor([6])
-    good, reverse, blur = (
-        forward_sum(a, frames, tokens).item() for a in (diagonal, diagonal.flip(1), torch.full_like(diagonal, 1 / 6))
-    )
-    assert good < blur < reverse
-    padded = torch.nn.functional.pad(diagonal, (0, 3, 0, 4))
-    assert forward_sum(padded, frames, tokens).item() == pytest.approx(good, rel=1e-5)
-    assert forward_sum(diagonal[:, :4], torch.tensor([4]), tokens).item() == 0.0  # no path: fewer frames than tokens
 
 
 # What is kept.

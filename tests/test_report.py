@@ -285,7 +285,7 @@ def test_the_story_folds_holds_and_marks_what_broke(page: Page) -> None:
     assert "4 moves: 3 kept, 1 taken back; 1 rollback; 54 holds; 3 skipped gradients" in page.text
     alarms = [attrs for attrs in page.all("li") if attrs.get("class") == "alarm"]
     assert len(alarms) == 3
-    assert "Never moved: guided_sigma 1.00, mel_weight 1.00" in page.text
+    assert "Never moved: guided_sigma 1.00, forward_sum_weight" in page.text
     assert "guided_weight host weight / mean text length" in page.text
 
 

@@ -52,6 +52,7 @@ class BrainConfig:
 
     # AdaptiveLossController and DynamicAttentionSupervisor; the guided weight is in normalised units
     initial_guided_weight: float = 4.5
+    initial_forward_sum_weight: float = 0.05
     tversky_A: float = 0.3
     tversky_B: float = 0.4
     tversky_weight: float = 0.5
@@ -91,6 +92,8 @@ class BrainConfig:
         _number("phase_stickiness", self.phase_stickiness, 0.25, 1.0, open_high=True)
         guided = KNOBS["guided_weight"]
         _number("initial_guided_weight", self.initial_guided_weight, guided.low, guided.high)
+        forward = KNOBS["forward_sum_weight"]
+        _number("initial_forward_sum_weight", self.initial_forward_sum_weight, forward.low, forward.high)
         _number("tversky_A", self.tversky_A, 0.0, 1.0, open_low=True)
         _number("tversky_B", self.tversky_B, 0.0, 1.0)
         _number("tversky_weight", self.tversky_weight, 0.0, 10.0)

@@ -22,6 +22,7 @@ from tts_brain.coordination.risk import RiskAssessor
 from tts_brain.feedback.manager import FeedbackLoopManager, Trial
 from tts_brain.losses.controller import AdaptiveLossController
 from tts_brain.types import (
+    FORWARD_SUM_WEIGHT,
     GUIDED_WEIGHT,
     KNOBS,
     LEARNING_RATE,
@@ -82,7 +83,12 @@ class ContextAwareTrainingManager:
 
     def _start_value(self, name: str, host: Mapping[str, float]) -> float:
         half = self.config.tversky_A + self.config.tversky_B / 2
-        ours = {GUIDED_WEIGHT: self.config.initial_guided_weight, TVERSKY_ALPHA: half, TVERSKY_BETA: half}
+        ours = {
+            GUIDED_WEIGHT: self.config.initial_guided_weight,
+            FORWARD_SUM_WEIGHT: self.config.initial_forward_sum_weight,
+            TVERSKY_ALPHA: half,
+            TVERSKY_BETA: half,
+        }
         value = ours.get(name, host.get(name, KNOBS[name].neutral))
         if value is None or not math.isfinite(value):
             raise ValueError(f"host_values has {name!r}: {value}; give the host's own value of it, a finite number")

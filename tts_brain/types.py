@@ -155,6 +155,7 @@ class Knob:
 LEARNING_RATE = "learning_rate"
 GUIDED_WEIGHT = "guided_weight"
 GUIDED_SIGMA = "guided_sigma"
+FORWARD_SUM_WEIGHT = "forward_sum_weight"
 MEL_WEIGHT = "mel_weight"
 GATE_WEIGHT = "gate_weight"
 TVERSKY_ALPHA = "tversky_alpha"
@@ -162,6 +163,7 @@ TVERSKY_BETA = "tversky_beta"
 GRAD_CLIP = "grad_clip"
 
 GRAD_CLIP_OFF = 100.0
+FORWARD_SUM_OFF = 1e-3
 
 KNOBS: Mapping[str, Knob] = MappingProxyType(
     {
@@ -171,6 +173,8 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
             # Normalised: loss per unit of mean penalty per frame. Host weight = value * tokens per utterance.
             Knob(GUIDED_WEIGHT, "host weight / mean text length", None, 0.005, 20.0, 1.35),
             Knob(GUIDED_SIGMA, "width of the guide, relative to the text", None, 0.1, 0.6, 1.15),
+            # At FORWARD_SUM_OFF the term is not made at all.
+            Knob(FORWARD_SUM_WEIGHT, "loss per nat of a token's path", FORWARD_SUM_OFF, FORWARD_SUM_OFF, 1.0, 1.35),
             Knob(MEL_WEIGHT, "multiplier of the spectrogram losses", 1.0, 0.25, 4.0, 1.25),
             Knob(GATE_WEIGHT, "multiplier of the stop-token loss", 1.0, 0.1, 4.0, 1.25),
             Knob(TVERSKY_ALPHA, "cost of a false stop", None, 0.05, 0.95, 1.25),

@@ -9,25 +9,7 @@ import torch
 from espnet2.tts.tacotron2 import Tacotron2
 from torch import Tensor
 
-_BLANK_LOG = -1.0
-
-
-def forward_sum(attention: Tensor, frames: Tensor, tokens: Tensor) -> Tensor:
-    """Negative log-likelihood of all monotonic paths through the text, per token (CTC over attention; RAD-TTS,
-    and Badlani et al., arXiv:2108.10447, eq. 4-5).
-
-    Args:
-        attention: (B, T, N) weights that sum to 1 over N.
-        frames, tokens: (B,). An utterance with fewer frames than tokens has no path and counts as 0.
-    """
-    log = torch.log(attention.float().clamp(min=1e-8))
-    log = torch.nn.functional.pad(log, (1, 0), value=_BLANK_LOG)  # the blank is symbol 0
-    symbol = torch.arange(log.shape[2], device=log.device)
-    log = log.masked_fill(symbol > tokens.unsqueeze(1).unsqueeze(1), -1e4)
-    targets = torch.arange(1, log.shape[2], device=log.device).expand(len(tokens), -1)
-    return torch.nn.functional.ctc_loss(
-        torch.log_softmax(log, dim=2).transpose(0, 1), targets, frames, tokens, zero_infinity=True
-    )
+from tts_brain.attention.forward_sum import forward_sum
 
 
 class ForwardSum:
@@ -49,7 +31,7 @@ class ForwardSum:
         if torch.is_grad_enabled() and self.weight > 0.0:
             tokens = kwargs["text_lengths"] + 1
             frames = torch.div(kwargs["feats_lengths"], self._tts.reduction_factor, rounding_mode="floor")
-            loss = loss + self.weight * forward_sum(self._attention, frames, tokens)
+            loss = loss + self.weight * forward_sum(self._attention, frames, tokens).mean()
         self._attention = None
         return loss, stats, rest
 

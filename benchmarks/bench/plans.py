@@ -13,7 +13,7 @@ from bench.rivals_scalarised import dwa, famo, uncertainty
 from bench.setting import Setting
 from bench.store import Cell
 from bench.summary import by_arm, steps_to_aligned
-from tts_brain.types import GRAD_CLIP, GUIDED_SIGMA, GUIDED_WEIGHT, KNOBS, LEARNING_RATE
+from tts_brain.types import FORWARD_SUM_WEIGHT, GRAD_CLIP, GUIDED_SIGMA, GUIDED_WEIGHT, KNOBS, LEARNING_RATE
 
 GUIDED = (1.0, 10.0, 100.0, 300.0)
 RATES = (1e-3, 2e-3, 3e-3)
@@ -41,7 +41,8 @@ def _grid() -> dict[str, dict[str, float]]:
 BRAINS: dict[str, dict[str, Any]] = {
     "brain": {},
     "brain without rate": _without(LEARNING_RATE),
-    "brain without guidance": _without(GUIDED_WEIGHT, GUIDED_SIGMA),
+    "brain without guidance": _without(GUIDED_WEIGHT, GUIDED_SIGMA, FORWARD_SUM_WEIGHT),
+    "brain without forward-sum": _without(FORWARD_SUM_WEIGHT),
     "brain without balance": _without(*_BALANCE) | {"tversky_weight": 0.0},
     "brain without tversky": {"tversky_weight": 0.0},
     "brain without clip": _without(GRAD_CLIP),

@@ -1,4 +1,4 @@
-"""The knobs on ``TacotronLoss``: guided weight and width, mel and gate weight, Tversky on the stop token.
+"""The knobs on ``TacotronLoss``: guided weight and width, forward-sum, mel and gate weight, Tversky on the stop token.
 
 The host's loss is computed by the host. Only the difference that a knob makes is added to it, so with all knobs
 neutral it is the same tensor.
@@ -17,10 +17,11 @@ from torch import Tensor
 from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 from TTS.tts.utils.helpers import sequence_mask
 
+from tts_brain.attention.forward_sum import forward_sum
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
 from tts_brain.pytorch.session import BrainSession
-from tts_brain.types import GUIDED_SIGMA, GUIDED_WEIGHT
+from tts_brain.types import FORWARD_SUM_OFF, FORWARD_SUM_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT
 
 # The host's spectrogram terms and the attributes that weigh them. The decoder's SSIM is weighed by the postnet's
 # alpha upstream (a slip, kept: we must scale what the host adds).
@@ -136,6 +137,10 @@ class CriterionTap:
         if not self._host_guides and GUIDED_WEIGHT in knobs:
             losses["ga_loss"] = self._guide(inputs["alignments"], inputs["input_lens"], inputs["alignment_lens"])
             loss = loss + knobs[GUIDED_WEIGHT] * self.tokens * losses["ga_loss"]
+        weight = knobs.get(FORWARD_SUM_WEIGHT, FORWARD_SUM_OFF)
+        if weight > FORWARD_SUM_OFF:
+            path = forward_sum(inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"])
+            loss = loss + weight * path.mean()
         mel = [losses[n] * getattr(self._criterion, alpha) for n, alpha in _MEL_TERMS.items() if n in losses]
         gate = None if counts is None else losses["stopnet_loss"]
         added = added_by_knobs(knobs, torch.stack(mel).sum(), gate, counts, self._tversky_weight)

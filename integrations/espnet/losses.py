@@ -1,4 +1,4 @@
-"""The knobs on ESPnet's Tacotron2: guided weight and width, mel and gate weight, Tversky on the stop token.
+"""The knobs on ESPnet's Tacotron2: guided weight and width, forward-sum, mel and gate weight, Tversky.
 
 The host's loss is computed by the host. Only the difference that a knob makes is added to it, so with all knobs
 neutral it is the same tensor. What the host reports (``loss``, ``attn_loss``) stays in the host's own weights: its log,
@@ -18,13 +18,14 @@ from espnet.nets.pytorch_backend.e2e_tts_tacotron2 import GuidedAttentionLoss
 from espnet2.tts.tacotron2 import Tacotron2
 from torch import Tensor
 
+from tts_brain.attention.forward_sum import forward_sum
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
 from tts_brain.pytorch.audio import edge_silence
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.session import BrainSession
-from tts_brain.types import GUIDED_SIGMA, GUIDED_WEIGHT
+from tts_brain.types import FORWARD_SUM_OFF, FORWARD_SUM_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT
 
 _FEW = 4  # clips whose ends are looked at
 
@@ -143,6 +144,9 @@ class LossTap:
             return loss
         if not self._tts.use_guided_attn_loss and GUIDED_WEIGHT in knobs:
             loss = loss + self._guide(self._attention, tokens, frames)
+        weight = knobs.get(FORWARD_SUM_WEIGHT, FORWARD_SUM_OFF)
+        if weight > FORWARD_SUM_OFF:
+            loss = loss + weight * forward_sum(self._attention, frames, tokens).mean()
         added = added_by_knobs(knobs, mel, gate, counts, self._tversky_weight)
         return loss if added is None else loss + added
 

@@ -15,6 +15,7 @@ from trainer import TrainerArgs
 from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 from TTS.tts.utils.helpers import sequence_mask
 
+from tts_brain.attention.forward_sum import forward_sum
 from tts_brain.losses.tversky import soft_counts, tversky_loss
 
 NEVER = 10_000
@@ -205,6 +206,20 @@ def test_gate_weight_and_tversky(one: OneBatch) -> None:
     expected = host["loss"] - 0.6 * host["stopnet_loss"] + 0.4 * 0.5 * one.tversky(0.7, 0.2)
     assert close(ours["loss"], expected)
     assert torch.equal(ours["stopnet_loss"], host["stopnet_loss"])
+
+
+def test_the_forward_sum_term(one: OneBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    # At this r the texts are longer than their frames, and no path passes every token: shorter ones.
+    frames = one.inputs["alignment_lens"]
+    texts = torch.minimum(one.inputs["input_lens"], frames)
+    monkeypatch.setitem(one.inputs, "input_lens", texts)
+    monkeypatch.setitem(one.inputs, "alignments", one.inputs["alignments"][:, :, : int(texts.max())])
+    neutral = one.host()["loss"]
+    with one.knobs(forward_sum_weight=0.2):
+        ours = one.ours()["loss"]
+    path = forward_sum(one.inputs["alignments"], frames, texts).mean()
+    assert path.item() > 0.0
+    assert close(ours, neutral + 0.2 * path)
 
 
 def test_all_knobs_and_their_gradient(one: OneBatch) -> None:

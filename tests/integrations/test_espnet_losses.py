@@ -12,6 +12,7 @@ from espnet.nets.pytorch_backend.e2e_tts_tacotron2 import GuidedAttentionLoss
 from espnet2.tts.tacotron2 import Tacotron2
 from espnet_run import SMALL, quick
 
+from tts_brain.attention.forward_sum import forward_sum
 from tts_brain.attention.metrics import measure, report
 from tts_brain.config import BrainConfig
 from tts_brain.losses.tversky import soft_counts, tversky_loss
@@ -102,6 +103,21 @@ def test_guided_weight_and_width_are_live_and_the_host_reports_its_own(bench: Be
         assert stats["loss"].shape == host_stats["loss"].shape
         assert bench.tap.raw["guided"] == pytest.approx(mean * tokens, rel=1e-5)
     assert (bench.tts.attn_loss.alpha, bench.tts.attn_loss.sigma) == (1.0, 0.4)
+
+
+def test_the_forward_sum_term_is_added_and_the_host_reports_none_of_it(bench: Bench) -> None:
+    attention = []
+    handle = bench.tts.dec.register_forward_hook(lambda *seen: attention.append(seen[2][3].detach()))
+    bench.knobs()
+    neutral, host_stats, _ = bench.forward()
+    bench.knobs(forward_sum_weight=0.2)
+    loss, stats, _ = bench.forward()
+    handle.remove()
+    frames = LENGTHS[1] // bench.tts.reduction_factor
+    path = forward_sum(attention[0], frames, LENGTHS[0] + 1).mean()
+    assert path.item() > 0.0
+    assert loss.item() == pytest.approx(neutral.item() + 0.2 * path.item(), rel=1e-5)
+    assert stats == host_stats
 
 
 @pytest.mark.parametrize("loss_type", ["L1", "L2", "L1+L2"])

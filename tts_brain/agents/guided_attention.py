@@ -1,4 +1,4 @@
-"""The guided-attention weight and width, by the supervisor's smooth laws."""
+"""The guided-attention weight and width and the forward-sum term, by the supervisor's smooth laws."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tts_brain.attention.supervisor import DynamicAttentionSupervisor
-from tts_brain.types import GUIDED_SIGMA, GUIDED_WEIGHT, Proposal, TrainingContext
+from tts_brain.types import FORWARD_SUM_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT, Proposal, TrainingContext
 
 
 class GuidedAttentionAgent:
-    """Owns the guided weight (normalised) and the guide's width.
+    """Owns the guided weight (normalised), the guide's width, and the weight of the forward-sum term.
 
     Args:
         supervisor: gives the targets.
@@ -18,7 +18,7 @@ class GuidedAttentionAgent:
     """
 
     name: ClassVar[str] = "guided_attention"
-    owns: ClassVar[tuple[str, ...]] = (GUIDED_WEIGHT, GUIDED_SIGMA)
+    owns: ClassVar[tuple[str, ...]] = (GUIDED_WEIGHT, GUIDED_SIGMA, FORWARD_SUM_WEIGHT)
 
     def __init__(self, supervisor: DynamicAttentionSupervisor, adaptation_rate: float = 0.1) -> None:
         self._supervisor = supervisor
@@ -32,6 +32,7 @@ class GuidedAttentionAgent:
         targets = {
             GUIDED_WEIGHT: self._supervisor.weight(report.attention_diag),
             GUIDED_SIGMA: self._supervisor.sigma(report),
+            FORWARD_SUM_WEIGHT: self._supervisor.forward_sum(report),
         }
         # Two phases with equal odds halve the step.
         rate = self._rate * (0.5 + 0.5 * context.certainty)
@@ -40,7 +41,8 @@ class GuidedAttentionAgent:
         weakest = min(sides, key=lambda side: sides[side])
         reason = (
             f"attention_diag {report.attention_diag:.2f} (weakest side: {weakest}): "
-            f"guided weight toward {targets[GUIDED_WEIGHT]:.2f}, width toward {targets[GUIDED_SIGMA]:.2f}"
+            f"guided weight toward {targets[GUIDED_WEIGHT]:.2f}, width toward {targets[GUIDED_SIGMA]:.2f}, "
+            f"forward-sum toward {targets[FORWARD_SUM_WEIGHT]:.3f}"
         )
         return Proposal(self.name, moves, reason, {**sides, "attention_diag": report.attention_diag, "rate": rate})
 
