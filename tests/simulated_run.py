@@ -99,7 +99,9 @@ def observations(
 
 def make_manager(**settings: Any) -> ContextAwareTrainingManager:
     """One that decides every fifth step and moves at a pace that a short test can see."""
-    config = BrainConfig(**{"decide_every": 5, "cooldown_steps": 15, "trial_steps": 10, **settings})
+    config = BrainConfig(
+        **{"decide_every": 5, "cooldown_steps": 15, "trial_steps": 10, "tversky_weight": 0.5, **settings}
+    )
     return ContextAwareTrainingManager(config, HOST, {GUIDED_SIGMA: 0.4})
 
 

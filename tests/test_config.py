@@ -106,8 +106,14 @@ def test_yaml_that_is_no_mapping_is_refused_with_the_file_name(tmp_path: Path, t
         from_yaml(tmp_path, text)
 
 
+def test_the_knobs_of_a_term_that_is_left_out_are_not_steered() -> None:
+    names = set(BrainConfig(tversky_weight=0.0).knob_names())
+    assert names == set(KNOBS) - {"tversky_alpha", "tversky_beta"}
+    assert BrainConfig(tversky_weight=0.0, knobs="tversky_alpha,gate_weight").knob_names() == ("gate_weight",)
+
+
 def test_knobs_are_read_in_any_spacing() -> None:
     assert BrainConfig(knobs="learning_rate,guided_weight").knob_names() == ("learning_rate", "guided_weight")
     assert BrainConfig(knobs=" learning_rate , guided_weight, ").knob_names() == ("learning_rate", "guided_weight")
-    assert BrainConfig(knobs=" all ").knob_names() == tuple(KNOBS)
+    assert BrainConfig(knobs=" all ", tversky_weight=0.5).knob_names() == tuple(KNOBS)
     assert BrainConfig(knobs="").knob_names() == ()

@@ -44,7 +44,7 @@ BRAINS: dict[str, dict[str, Any]] = {
     "brain without guidance": _without(GUIDED_WEIGHT, GUIDED_SIGMA, FORWARD_SUM_WEIGHT),
     "brain without forward-sum": _without(FORWARD_SUM_WEIGHT),
     "brain without balance": _without(*_BALANCE) | {"tversky_weight": 0.0},
-    "brain without tversky": {"tversky_weight": 0.0},
+    "brain with tversky": {"tversky_weight": 0.5},
     "brain without clip": _without(GRAD_CLIP),
     "brain without rollback": {"mode": "assist"},
     "brain without risk": {"max_move_risk": 1.0},
