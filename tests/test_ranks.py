@@ -72,7 +72,7 @@ class Run:
     def make_session(self) -> BrainSession:
         quick = {"decide_every": 2, "attention_every": 1, "trial_steps": 4, "cooldown_steps": 2, "snapshot_every": 4}
         return BrainSession(
-            BrainConfig(**{**quick, "adaptation_rate": 0.3, **self.settings}),
+            BrainConfig(**{**quick, "adaptation_rate": 0.3, "tversky_weight": 0.5, **self.settings}),
             HOST,
             self.folder,
             optimizers=[self.optimizer],
@@ -547,9 +547,9 @@ def test_ranks_that_see_the_same_decide_as_one_process_does(group: Group, kind: 
 
 @pytest.mark.parametrize("scenario", ["journal_full_at_rollback", "restore_fails"])
 def test_a_rollback_that_fails_on_one_rank_holds_nobody(scenario: str, tmp_path: Path) -> None:
-    group = Group(2, tmp_path, [scenario], seconds=3.0, patience=60.0)
+    group = Group(2, tmp_path, [scenario], seconds=15.0, patience=60.0)
     outcomes = group.of(scenario)
-    assert max(o["seconds"] for o in outcomes) < 3.0
+    assert max(o["seconds"] for o in outcomes) < 15.0  # nobody waited for the time-out
     assert not any(o["active"][-1] for o in outcomes)
 
 

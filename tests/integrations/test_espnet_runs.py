@@ -17,8 +17,8 @@ import yaml
 from espnet2.tasks.tts import TTSTask
 from espnet_run import Data, assert_finite, assert_same, quick, train
 
+from tts_brain.config import BrainConfig
 from tts_brain.manager import ContextAwareTrainingManager
-from tts_brain.types import KNOBS
 from tts_brain_espnet.adapter import EspnetAdapter
 
 BRAIN = {"brain": True, "brain_conf": quick()}
@@ -236,7 +236,9 @@ def test_files_of_the_host_are_there_and_the_keys_are_saved(espnet_data: Data, t
 
     board = EventAccumulator(str(run.path / "tensorboard" / "train"))
     board.Reload()
-    assert {f"brain/knob_{name}" for name in KNOBS} | {"brain/phase"} <= set(board.Tags()["scalars"])
+    assert {f"brain/knob_{name}" for name in BrainConfig().knob_names()} | {"brain/phase"} <= set(
+        board.Tags()["scalars"]
+    )
     assert [e.step for e in board.Scalars("brain/knob_guided_weight")] == [2, 4, 6, 8, 10, 12]
 
 
