@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, three arms")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--json", type=Path, help="where rows go and are looked for")
+    parser.add_argument("--traces", type=Path, help="record each step of constants and brains into this folder")
     parser.add_argument("--list", action="store_true", help="print the arms and end")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -113,7 +114,8 @@ def _cells(args: argparse.Namespace) -> int:
     store = Store(args.json or _rows(args, corpus))
 
     def job_of(cell: Any) -> dict[str, Any]:
-        return {**asdict(cell), "folder": str(args.data.resolve())}
+        traces = str(args.traces.resolve()) if args.traces else None
+        return {**asdict(cell), "key": cell.key, "folder": str(args.data.resolve()), "traces": traces}
 
     console = Console()
     failed = run_missing(todo, store, args.jobs, job_of, console)

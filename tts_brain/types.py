@@ -238,6 +238,27 @@ class Trend:
 
 
 @dataclass(frozen=True, slots=True)
+class Forecast:
+    """What the temporal model expects, from the newest observations.
+
+    Args:
+        horizons: steps ahead, rising; all fields below have one entry for each.
+        loss: quantiles (0.1, 0.5, 0.9) of the loss that moves are judged by, in its units.
+        attention_diag: the same of the smoothed ``attention_diag``, in [0, 1].
+        divergence: probability that the run has diverged by then.
+        alignment_loss: probability that an alignment that is there is lost by then; 0 without one.
+        looked_at: (step, share) of the observations that the model's attention rested on most, the largest first.
+    """
+
+    horizons: tuple[int, ...]
+    loss: tuple[tuple[float, float, float], ...]
+    attention_diag: tuple[tuple[float, float, float], ...]
+    divergence: tuple[float, ...]
+    alignment_loss: tuple[float, ...]
+    looked_at: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingContext:
     """All that agents may look at.
 

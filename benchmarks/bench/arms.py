@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bench.forward_sum import ForwardSum
@@ -99,3 +99,38 @@ class Brain:
     def detach(self, run: Training) -> None:
         if self.adapter is not None:
             self.adapter.close("finished")
+
+
+@dataclass
+class Watched:
+    """Another arm under the eyes of a brain that touches nothing (``observe``), for the trace of the run."""
+
+    arm: Plain
+    adapter: EspnetAdapter | None = None
+
+    def attach(self, run: Training) -> None:
+        self.arm.attach(run)
+        config = BrainConfig(mode="observe", journal_every=1)
+        self.adapter = EspnetAdapter(config, run.model, [run.optimizer], [None], run.options)
+        self.adapter._save_sidecar = lambda epoch: None
+
+    def step(self, run: Training, step: int) -> None:
+        self.arm.step(run, step)
+
+    @contextmanager
+    def epoch(self, run: Training, reporter: Any) -> Iterator[None]:
+        assert self.adapter is not None
+        with self.adapter.epoch(reporter, None, None):
+            yield
+
+    def detach(self, run: Training) -> None:
+        if self.adapter is not None:
+            self.adapter.close("finished")
+        self.arm.detach(run)
+
+
+def recorded(arm: Any) -> Any:
+    """The arm with every step in a journal; one that is neither constants nor the brain is left as it is."""
+    if isinstance(arm, Brain):
+        return replace(arm, settings={**arm.settings, "journal_every": 1})
+    return Watched(arm) if isinstance(arm, Plain) else arm

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bench.arms import Brain, recorded
 from bench.bad_starts import BAD_STARTS
 from bench.data import Corpus, load
 from bench.figures import figures
@@ -24,6 +25,7 @@ from bench.population import pbt
 from bench.setting import Setting
 from bench.told import named
 from tts_brain.journal import JOURNAL_NAME, versions
+from tts_brain.learning.traces import from_journal, save
 
 
 def serve(jobs: Iterable[str]) -> None:
@@ -63,7 +65,8 @@ def run(job: Mapping[str, Any]) -> None:
     """Train one cell.
 
     Args:
-        job: ``arm``, ``seed``, ``folder`` of the corpus, ``setting``, and ``start``, a bad start or empty.
+        job: ``arm``, ``seed``, ``folder`` of the corpus, ``setting``, and ``start``, a bad start or empty; with
+            ``traces``, a folder, the trace of the run goes there under the cell's ``key``.
     """
     setting = Setting(**job["setting"])
     corpus = load(Path(job["folder"]), min_s=setting.min_s, max_s=setting.max_s, held_out=setting.held_out)
@@ -93,14 +96,24 @@ def _one(
     start = BAD_STARTS[job["start"]] if job.get("start") else None
     if start is not None:
         setting, corpus, arm = start.setting(setting), start.corpus(corpus, seed), start.arm(arm)
+    traces = job.get("traces")
+    arm = recorded(arm) if traces else arm
     training = Training(corpus, setting, seed, folder)
     if start is not None:
         start.begin(training)
     training.run(arm, progress)
     result = figures(training)
-    if any(folder.rglob(JOURNAL_NAME)):
+    journal = any(folder.rglob(JOURNAL_NAME))
+    if journal and isinstance(arm, Brain):
         result["named"] = sorted(named(folder))
         result["told"] = start is not None and start.told(folder)
+    if journal and traces:
+        faults = (start.name, *start.causes) if start is not None else ()
+        name = f"{job['arm']}, {job.get('start') or 'clean'}, seed {seed}"
+        save(
+            Path(traces) / f"{job['key']}.safetensors",
+            [from_journal(folder, name=name, corpus=corpus.name, faults=faults)],
+        )
     return result
 
 
