@@ -117,7 +117,8 @@ def from_journal(path: str | Path, *, name: str = "", corpus: str = "", faults: 
         FileNotFoundError: no journal there.
         ValueError: the journal has not every step; the message says what to set.
     """
-    recorder, host, knobs, steps = Recorder(), "", {}, []
+    recorder, host, steps = Recorder(), "", list[int]()
+    knobs: dict[str, float] = {}
     for record in read_journal(path):
         if record["kind"] == "start":
             host = str(record["host"])
