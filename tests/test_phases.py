@@ -140,6 +140,9 @@ def test_a_saved_state_continues_alike(cut: int, seed: int) -> None:
         {"posterior": [2.0, -1.0, 0.0, 0.0]},
         {"history": [[1.0, 2.0]]},
         {"fit_on": [[1.0, 2.0, float("nan")]]},
+        {"level": [1.0, 0.0]},
+        {"level": [float("nan"), 0.0, 0.1]},
+        {"level": [1.0, 0.0, 0.0]},
     ],
 )
 def test_a_damaged_state_is_refused_whole(damage: dict) -> None:
