@@ -11,6 +11,7 @@ NAME is one of:
     align       steps to an alignment and to speech: host default, constants, schedules, the brain and its parts
     noharm      from the best constants of align: with and without the brain
     rescue      40 bad starts: host default, the best constants of align, the brain
+    components  filter, trends, phases and their time, each alone against the simplest alternative; no training
 
 A benchmark that was stopped goes on with the cells that are missing. Results are JSON lines, one per cell, in
 ``--json`` (default: ``benchmarks/results/NAME-CORPUS.jsonl``); the table of medians is printed at the end.
@@ -32,7 +33,7 @@ SHARED = ROOT.parent / "shared" / "data"
 RESULTS = ROOT / "benchmarks" / "results"
 # Steps of one run; the other settings are in bench/setting.py.
 STEPS = {"align": 500, "noharm": 500, "rescue": 500, "autofix150": 150}
-NAMES = ("identity", "overhead", *STEPS)
+NAMES = ("identity", "overhead", "components", *STEPS)
 QUICK = {"steps": 40, "held_out": 6, "evaluate_every": 10, "speak_every": 40, "speak_clips": 1, "batch_size": 4}
 QUICK_ARMS = ("default", "static g300 lr0.002 fs0.03", "brain")
 OVERHEAD_ITERATIONS = 20
@@ -54,7 +55,7 @@ def main() -> int:
     from tts_brain.corpus import CorpusError
 
     try:
-        return {"identity": _identity, "overhead": _overhead}.get(args.name, _cells)(args)
+        return {"identity": _identity, "overhead": _overhead, "components": _components}.get(args.name, _cells)(args)
     except (CorpusError, Refused, OSError) as error:
         print(f"run.py: {error}", file=sys.stderr)
         return 2
@@ -75,7 +76,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, three arms")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument("--json", type=Path, help="where rows go and are looked for")
-    parser.add_argument("--traces", type=Path, help="record each step of constants and brains into this folder")
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        help="record each step of constants and brains into this folder; components: reads them from there",
+    )
     parser.add_argument("--list", action="store_true", help="print the arms and end")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
@@ -190,6 +195,22 @@ def _overhead(args: argparse.Namespace) -> int:
     result["coqui"] = coqui_cost(args.data, count, setting.batch_size)
     print(json.dumps(result["coqui"]), flush=True)
     _write(args.json or RESULTS / "overhead.json", result)
+    return 0
+
+
+def _components(args: argparse.Namespace) -> int:
+    """Each part alone. A criterion that is not met is a result, no failure."""
+    from rich.console import Console
+
+    from bench.components import collect, plain, show, verdicts
+
+    if args.traces is not None and not args.traces.is_dir():
+        raise Refused(f"no folder {args.traces}; give one with traces in it, or none")
+    console = Console()
+    rows = collect(args.quick, args.traces, console)
+    show(rows, console)
+    result = plain({"quick": args.quick, "verdicts": verdicts(rows), "rows": rows})
+    _write(args.json or RESULTS / f"components{'-quick' * args.quick}.json", result)
     return 0
 
 

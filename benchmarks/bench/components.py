@@ -1,0 +1,172 @@
+"""Each part of the context alone, against the simplest that one would use instead: all rows, and what was asked.
+
+A part is a module ``component_NAME`` with ``rows(quick)`` or ``rows(quick, traces)``, which gives dictionaries with
+``part``, ``against``, ``figure``, ``ours``, ``theirs`` and ``note``. The verdicts are read from these rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+NAMES = ("filter", "trends", "temporal", "phases", "time")
+LOWER = 0.25
+AGREEMENT = 99.0
+FEWER = 3.0
+_COLUMNS = ("figure", "against", "ours", "theirs", "note")
+
+Row = dict[str, Any]
+
+
+def collect(quick: bool, traces: Path | None, console: Console, names: Iterable[str] = NAMES) -> list[Row]:
+    """Rows of every part that is there; one that is not is named on ``console``."""
+    found: list[Row] = []
+    for name in names:
+        module = f"bench.component_{name}"
+        if find_spec(module) is None:
+            console.print(f"without {name}: no module {module}")
+            continue
+        make = import_module(module).rows
+        found += make(quick, traces) if "traces" in inspect.signature(make).parameters else make(quick)
+        console.print(f"done: {name}")
+    return found
+
+
+def verdicts(rows: Sequence[Row]) -> list[Row]:
+    """What was asked of the parts that have rows: ``part``, ``criterion``, ``figure`` in words, ``met``."""
+    found = [_filter_errors(rows, what) for what in ("level", "slope")]
+    found += [_spikes(rows), _earlier(rows), _false_alarms(rows)]
+    found += [made for name in _courses(rows) for made in (_agreement(rows, name), _switches(rows, name))]
+    found.append(_time(rows))
+    return [verdict for verdict in found if verdict is not None]
+
+
+def _filter_errors(rows: Sequence[Row], what: str) -> Row | None:
+    some = _rows(rows, "filter: level and slope", f"RMSE of the {what},")
+    lower = [1.0 - row["ours"] / row["theirs"] for row in some]
+    if not lower:
+        return None
+    worst = some[lower.index(min(lower))]
+    said = f"{min(lower):.0%} to {max(lower):.0%} lower; least against {worst['against']}, {worst['figure']}"
+    criterion = f"error of the {what} at equal lag at least {LOWER:.0%} lower than each rival's"
+    return _verdict("filter", criterion, said, min(lower) >= LOWER)
+
+
+def _spikes(rows: Sequence[Row]) -> Row | None:
+    some = _rows(rows, "filter: spikes and breaks", "")
+    if not some:
+        return None
+    better = sum(row["ours"] >= row["theirs"] for row in some)
+    worst = min(some, key=lambda row: row["ours"] - row["theirs"])
+    said = f"as good or better in {better} of {len(some)} cases; worst {100 * worst['ours']:.0f} % against "
+    said += f"{100 * worst['theirs']:.0f} %: {worst['figure']}"
+    return _verdict(
+        "filter", "spikes and breaks found no less often at as many false alarms", said, better == len(some)
+    )
+
+
+def _earlier(rows: Sequence[Row]) -> Row | None:
+    some = _rows(rows, "trends", "median delay")
+    if not some:
+        return None
+    ours, theirs = ([_steps(row[who]) for row in some] for who in ("ours", "theirs"))
+    pairs = list(zip(ours, theirs, strict=True))
+    better, equal = sum(a < b for a, b in pairs), sum(a == b for a, b in pairs)
+    said = (
+        f"earlier in {better} of {len(pairs)} cases, later in {len(pairs) - better - equal}, the rest alike or missed"
+    )
+    return _verdict("trends", "oscillation found earlier than by the slope", said, better + equal == len(pairs))
+
+
+def _false_alarms(rows: Sequence[Row]) -> Row | None:
+    some = [row for row in _rows(rows, "trends", "false alarms") if not row["note"].startswith("not among")]
+    if not some:
+        return None
+    worst = max(some, key=lambda row: row["ours"])
+    said = f"at most {worst['ours']:.1f} ({worst['figure']})"
+    return _verdict("trends", "at most some 10 false alarms per 10,000 decisions on noise", said, worst["ours"] <= 15.0)
+
+
+def _courses(rows: Sequence[Row]) -> list[str]:
+    """Names of the sets of courses."""
+    some = _rows(rows, "phases", "agreement off the boundary, %, ")
+    return list(dict.fromkeys(row["figure"].removeprefix("agreement off the boundary, %, ") for row in some))
+
+
+def _agreement(rows: Sequence[Row], name: str) -> Row | None:
+    row = _equal_delay(rows, f"agreement off the boundary, %, {name}")
+    said = f"{row['ours']:.2f} %, thresholds on an EMA of equal delay {row['theirs']:.2f} %"
+    return _verdict(
+        "phases", f"agreement off the boundary at least {AGREEMENT:g} %, {name}", said, row["ours"] >= AGREEMENT
+    )
+
+
+def _switches(rows: Sequence[Row], name: str) -> Row | None:
+    row = _equal_delay(rows, f"switches per 1,000 steps, {name}")
+    fewer = row["theirs"] / row["ours"] if row["ours"] else math.inf
+    said = f"{row['ours']:.2f} against {row['theirs']:.2f} per 1,000 steps: {row['note']}"
+    return _verdict(
+        "phases", f"switches at equal delay at least {FEWER:g}x fewer than thresholds', {name}", said, fewer >= FEWER
+    )
+
+
+def _equal_delay(rows: Sequence[Row], figure: str) -> Row:
+    return next(row for row in rows if row["figure"] == figure and "of equal delay" in row["against"])
+
+
+def _time(rows: Sequence[Row]) -> Row | None:
+    some = _rows(rows, "time", "ms per step: whole ContextAnalyzer")
+    if not some:
+        return None
+    took, limit = some[0]["ours"], some[0]["theirs"]
+    return _verdict("time", f"whole analyzer at most {limit:g} ms per step", f"{took:.3f} ms", took <= limit)
+
+
+def _rows(rows: Sequence[Row], part: str, start: str) -> list[Row]:
+    return [row for row in rows if row["part"] == part and row["figure"].startswith(start)]
+
+
+def _steps(value: float | str) -> float:
+    return math.inf if isinstance(value, str) else value
+
+
+def _verdict(part: str, criterion: str, figure: str, met: bool) -> Row:
+    return {"part": part, "criterion": criterion, "figure": figure, "met": bool(met)}
+
+
+def show(rows: Sequence[Row], console: Console) -> None:
+    """One table, a section for each part."""
+    table = Table("part", *_COLUMNS, title="components")
+    for i, row in enumerate(rows):
+        last = i + 1 == len(rows) or rows[i + 1]["part"] != row["part"]
+        table.add_row(row["part"], *(_text(row[name]) for name in _COLUMNS), end_section=last)
+    console.print(table)
+    for verdict in verdicts(rows):
+        met = "met" if verdict["met"] else "NOT MET"
+        console.print(f"{met}: {verdict['part']}: {verdict['criterion']}: {verdict['figure']}", markup=False)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return re.sub(r"\s+", " ", value)
+    return f"{value:.4g}"
+
+
+def plain(value: Any) -> Any:
+    """For strict JSON: what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {name: plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
