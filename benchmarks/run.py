@@ -199,18 +199,30 @@ def _overhead(args: argparse.Namespace) -> int:
 
 
 def _components(args: argparse.Namespace) -> int:
-    """Each part alone. A criterion that is not met is a result, no failure."""
+    """Each part alone, those of ``--arms`` or all. A criterion that is not met is a result, no failure."""
     from rich.console import Console
 
-    from bench.components import collect, plain, show, verdicts
+    from bench.components import NAMES as PARTS
+    from bench.components import collect, missing, plain, show, verdicts
 
-    if args.traces is not None and not args.traces.is_dir():
-        raise Refused(f"no folder {args.traces}; give one with traces in it, or none")
-    console = Console()
-    rows = collect(args.quick, args.traces, console)
-    show(rows, console)
-    result = plain({"quick": args.quick, "verdicts": verdicts(rows), "rows": rows})
-    _write(args.json or RESULTS / f"components{'-quick' * args.quick}.json", result)
+    parts = tuple(name.strip() for name in args.arms.split(",")) if args.arms else PARTS
+    unknown = [name for name in parts if name not in PARTS]
+    if args.list:
+        print("\n".join(PARTS))
+        return 0
+    if unknown or (args.traces is not None and not args.traces.is_dir()):
+        raise Refused(f"no part {unknown[0]!r}; write {', '.join(PARTS)}" if unknown else f"no folder {args.traces}")
+    console, path = Console(), args.json or RESULTS / f"components{'-quick' * args.quick}.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["parts"] if path.exists() else {}
+    for name in parts:
+        if missing(name):
+            console.print(f"without {name}: it has no module")
+            continue
+        rows = collect(name, args.quick, args.traces)
+        # After each part, as the whole takes long; what other parts had given stays.
+        found = {one: found[one] for one in PARTS if one in found and one != name} | {name: plain(rows)}
+        _write(path, {"parts": found, "verdicts": verdicts([row for some in found.values() for row in some])})
+    show([row for name in PARTS for row in found.get(name, [])], console)
     return 0
 
 

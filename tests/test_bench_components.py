@@ -175,12 +175,26 @@ def test_rows_are_collected_shown_and_strict_json(tmp_path: Path) -> None:
     (tmp_path / "town").mkdir()
     save(tmp_path / "town" / "a.safetensors", [recorder.trace("a", host="h", corpus="town")])
     console = Console(record=True, width=200, file=sys.stderr)
-    rows = components.collect(True, tmp_path, console, names=("phases", "time", "nothing"))
+    rows = [row for name in ("phases", "time") for row in components.collect(name, True, tmp_path)]
     components.show(rows, console)
-    text = console.export_text()
-    assert "no module bench.component_nothing" in text and "recorded town" in text
+    assert "recorded town" in console.export_text()
     json.dumps(components.plain(rows), allow_nan=False)
-    assert all(set(one) == {"part", "against", "figure", "ours", "theirs", "note"} for one in rows)
+    assert all(set(one) == {"part", "against", "figure", "ours", "theirs", "note", "quick"} for one in rows)
+    assert components.missing("nothing") and not components.missing("phases")
+
+
+def test_a_part_run_again_leaves_the_others_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import run
+
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps({"parts": {"filter": [row("filter: level and slope", "RMSE of the slope, x", 1, 1)]}}))
+    monkeypatch.setattr(sys, "argv", ["run.py", "components", "--quick", "--arms", "time", "--json", str(path)])
+    assert run.main() == 0
+    found = json.loads(path.read_text())
+    assert list(found["parts"]) == ["filter", "time"] and found["parts"]["filter"][0]["ours"] == 1
+    assert [verdict["part"] for verdict in found["verdicts"]] == ["filter", "time"]
+    monkeypatch.setattr(sys, "argv", ["run.py", "components", "--arms", "nonsense", "--json", str(path)])
+    assert run.main() == 2
 
 
 def test_what_is_not_finite_is_null_in_the_file() -> None:

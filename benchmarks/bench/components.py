@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,18 +27,16 @@ _COLUMNS = ("figure", "against", "ours", "theirs", "note")
 Row = dict[str, Any]
 
 
-def collect(quick: bool, traces: Path | None, console: Console, names: Iterable[str] = NAMES) -> list[Row]:
-    """Rows of every part that is there; one that is not is named on ``console``."""
-    found: list[Row] = []
-    for name in names:
-        module = f"bench.component_{name}"
-        if find_spec(module) is None:
-            console.print(f"without {name}: no module {module}")
-            continue
-        make = import_module(module).rows
-        found += make(quick, traces) if "traces" in inspect.signature(make).parameters else make(quick)
-        console.print(f"done: {name}")
-    return found
+def missing(name: str) -> bool:
+    """Whether there is no such module."""
+    return find_spec(f"bench.component_{name}") is None
+
+
+def collect(name: str, quick: bool, traces: Path | None) -> list[Row]:
+    """Rows of one part."""
+    make = import_module(f"bench.component_{name}").rows
+    rows = make(quick, traces) if "traces" in inspect.signature(make).parameters else make(quick)
+    return [{**row, "quick": True} for row in rows] if quick else list(rows)
 
 
 def verdicts(rows: Sequence[Row]) -> list[Row]:
@@ -99,6 +97,7 @@ def _false_alarms(rows: Sequence[Row]) -> Row | None:
 def _courses(rows: Sequence[Row]) -> list[str]:
     """Names of the sets of courses."""
     some = _rows(rows, "phases", "agreement off the boundary, %, ")
+    some = [row for row in some if isinstance(row["ours"], float) and math.isfinite(row["ours"])]
     return list(dict.fromkeys(row["figure"].removeprefix("agreement off the boundary, %, ") for row in some))
 
 
