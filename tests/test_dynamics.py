@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from tts_brain.coordination.dynamics import GAIN_LIMIT, Course, Dynamics, Outlook, simulate
-from tts_brain.feedback.kalman import SLOPE_MEMORY, advance
+from tts_brain.coordination.dynamics import GAIN_LIMIT, Course, Dynamics, Outlook, _spread, simulate
+from tts_brain.feedback.kalman import SLOPE_MEMORY, advance, process_noise
 from tts_brain.types import GUIDED_WEIGHT, KNOBS, LEARNING_RATE, MEL_WEIGHT
 
 MOVES = {LEARNING_RATE: 0.4, GUIDED_WEIGHT: -0.3}
@@ -90,6 +90,13 @@ def step_by_step(dynamics: Dynamics, moves: dict[str, float], horizon: int, draw
         slope = (1.0 - 1.0 / SLOPE_MEMORY) * slope + generator.normal(0.0, math.sqrt(loss.drift) * loss.noise, draws)
         over |= level > dynamics.divergence_limit
     return float(over.mean())
+
+
+@pytest.mark.parametrize("gap", [1, 2, 5, 50, 1000])
+def test_the_noise_between_two_looks_is_the_filters(gap: int) -> None:
+    on_both, on_slope, on_level = _spread(gap)
+    root = np.array([[on_both, on_level], [on_slope, 0.0]])
+    np.testing.assert_allclose(root @ root.T, process_noise(gap, 2), rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("drift", [1e-6, 1e-4, 1e-2])

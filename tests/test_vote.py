@@ -39,7 +39,7 @@ def elections(draw: Any, fewest: Callable[[int], int]) -> tuple[Electorate, list
     count = draw(st.integers(fewest(faulty), fewest(faulty) + 3))
     voters = [f"v{k}" for k in range(count)]
     liars = draw(st.lists(st.sampled_from(voters), max_size=faulty, unique=True)) if faulty else []
-    electorate = Electorate(voters, faulty=faulty)
+    electorate = Electorate(voters, draw(st.sampled_from([0.51, 0.67])), faulty)
     return electorate, [v for v in voters if v not in liars], liars
 
 
@@ -129,9 +129,10 @@ def test_three_can_be_blocked_by_one_and_not_bent() -> None:
         assert one_voice(three, balance=ballot("balance", math.nan)).muted == ()
 
 
-def test_two_honest_and_one_liar_pass_only_what_both_want() -> None:
+@pytest.mark.parametrize("threshold", [0.51, 0.67])
+def test_two_honest_and_one_liar_pass_only_what_both_want(threshold: float) -> None:
     no = ballot("attention", approve=False)
-    assert not one_voice(Electorate(FOUR[:3]), attention=no).approved
+    assert not one_voice(Electorate(FOUR[:3], threshold), attention=no).approved
 
 
 def test_four_are_blocked_by_two() -> None:
@@ -207,6 +208,10 @@ def test_no_more_than_f_are_muted_and_the_worst_first() -> None:
     for _ in range(5):
         outcome = one_voice(seven, **{k: ballot(k, math.nan) for k in "156"})
     assert outcome.muted == ("6",)
+    seven = Electorate(seven.voters, faulty=1)
+    for out in ("0", "0", "0", "6", "6", "6", "56", "56", "56"):
+        outcome = one_voice(seven, **{k: ballot(k, math.nan) for k in out})
+    assert outcome.muted == ("6",)  # 0 came back, and 6 had been waiting for longer than 5
 
 
 # -- limits and state --------------------------------------------------------------------------------------------------
