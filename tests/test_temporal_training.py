@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+from bench import component_temporal
 from tts_brain.context.temporal import HORIZONS, TemporalForecaster, by_then, load_net, quantiles
 from tts_brain.learning.temporal_scores import CAP, auroc, last_value, ours, pinball, score
 from tts_brain.learning.temporal_targets import Samples, course, observed, samples
@@ -232,3 +235,28 @@ def test_the_command_makes_weights_and_card_and_goes_on_where_it_was(
     text = (tmp_path / "w.md").read_text(encoding="utf-8")
     assert "c, runs not trained on" in text and str(tmp_path) not in text
     assert "pinball loss" in capsys.readouterr().out
+
+
+def test_rivals_go_on_as_they_should() -> None:
+    attention = np.linspace(0.0, 0.5, 200)
+    for rival, close in ((component_temporal.TheilSen(), 1e-6), (component_temporal.Kalman(), 0.35)):
+        for step in range(1, 201):
+            rival.observe(step, 5.0 - 0.01 * step, attention[step - 1] if step % 5 == 0 else None)
+        losses, attentions = rival.points()
+        assert losses == pytest.approx([3.0 - 0.01 * horizon for horizon in HORIZONS], abs=close + 0.021)
+        assert attentions[0] == pytest.approx(0.5 + 25 * 0.5 / 199, abs=0.05)
+
+
+def test_the_benchmark_judges_on_another_corpus_and_on_runs_kept_for_the_test(tmp_path: Path) -> None:
+    attention = np.concatenate([np.linspace(0.0, 0.6, 100), np.full(100, 0.05)])
+    for corpus in ("kathleen-en-us", "elsewhere"):
+        for i in range(12):
+            run = trace(falling(200, i), attention, corpus=corpus, faults=(f"f{i}",))
+            save(tmp_path / corpus / f"{i}.safetensors", [run])
+    rows = component_temporal.rows(False, tmp_path)
+    assert all(set(row) == {"part", "against", "figure", "ours", "theirs", "note"} for row in rows)
+    notes = {row["note"].split(";")[0] for row in rows}
+    assert any(note.startswith("elsewhere, a corpus not trained on, 12 runs") for note in notes)
+    assert {row["against"] for row in rows} >= {"last value", "Theil-Sen", "Kalman"}
+    losses = [row for row in rows if row["figure"].startswith("pinball loss of the loss")]
+    assert losses and all(0.0 < row["ours"] < CAP and 0.0 < row["theirs"] < CAP for row in losses)

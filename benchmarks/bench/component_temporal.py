@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -298,10 +297,8 @@ def _timed(work: Callable[[], Any], calls: int) -> float:
 
 
 def rows(quick: bool, traces: Path | None = None) -> list[dict[str, Any]]:
-    """All rows. ``traces``: a folder of folders; else what the environment variable TTS_BRAIN_TRACES names, if set."""
-    named = os.environ.get("TTS_BRAIN_TRACES")
-    folder = traces if traces is not None else Path(named) if named else None
-    return [row for field in fields(folder, quick) for row in compare(field)] + cost(quick)
+    """All rows. ``traces``: a folder that holds a folder for each corpus."""
+    return [row for field in fields(traces, quick) for row in compare(field)] + cost(quick)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
