@@ -46,7 +46,7 @@ def coqui_cost(data: Path, steps: int, batch_size: int) -> dict[str, float]:
     """Figures of ``bench.clock.summarise`` for Coqui's full-size Tacotron2 on a folder in LJSpeech layout."""
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
-        plain, ours = (_trainer(Path(folder) / name, data, steps, batch_size) for name in ("plain", "brain"))
+        plain, ours = (_trainer(Path(folder) / name, data, steps + WARM_UP, batch_size) for name in ("plain", "brain"))
         adapter = ours.brain
         criterion = (adapter._criterion, ("_as_host", "_shaped"))
         taps = {adapter: ("_before_step", "_after_step"), adapter.session: ("see_attention",)}

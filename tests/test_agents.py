@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from simulated_run import context, falling, report
 
 from tts_brain.agents import Agent, GuidedAttentionAgent, LearningRateAgent, LossBalanceAgent, build_agents
+from tts_brain.agents.learning_rate import RAISE, SEARCH
 from tts_brain.attention.supervisor import DynamicAttentionSupervisor
 from tts_brain.config import BrainConfig
 from tts_brain.losses.controller import AdaptiveLossController
@@ -22,6 +23,8 @@ from tts_brain.types import (
     KNOBS,
     LEARNING_RATE,
     MEL_WEIGHT,
+    FilterReport,
+    Scales,
     TrainingPhase,
 )
 
@@ -131,11 +134,50 @@ def test_the_rate_falls_on_a_rising_loss_or_spikes(trouble: dict) -> None:
 
 
 def test_a_flat_loss_raises_the_rate_before_alignment_and_eases_it_after() -> None:
-    early, late = LearningRateAgent(), LearningRateAgent()
-    early_wishes = [rate_wish(early) for _ in range(6)]
+    late = LearningRateAgent()
+    assert rate_wish(LearningRateAgent()) > 1.0
     late_wishes = [rate_wish(late, phase=TrainingPhase.CONVERGENCE) for _ in range(6)]
-    assert early_wishes[:5] == late_wishes[:5] == [1.0] * 5
-    assert early_wishes[5] > 1.0 > late_wishes[5]
+    assert late_wishes[:5] == [1.0] * 5 and late_wishes[5] < 1.0
+
+
+def test_a_rate_of_the_hosts_above_the_highest_is_eased_while_nothing_moves_and_the_highest_is_kept() -> None:
+    above, at_it = LearningRateAgent(MAX_RATE), LearningRateAgent(MAX_RATE)
+    assert min(rate_wish(above, learning_rate=10 * MAX_RATE) for _ in range(6)) < 1.0
+    assert {rate_wish(at_it, learning_rate=MAX_RATE) for _ in range(20)} == {1.0}
+
+
+def test_a_rate_far_too_low_is_doubled() -> None:
+    """Weights that hardly change: the search would else take all of a short run."""
+    assert rate_wish(LearningRateAgent(), update_ratio=1e-4) == pytest.approx(SEARCH)
+    assert rate_wish(LearningRateAgent(), update_ratio=1e-3) == pytest.approx(RAISE)
+
+
+def test_in_doubt_between_two_phases_the_move_is_half_as_large() -> None:
+    doubt = rate_wish(LearningRateAgent(), phase_posterior=(0.5, 0.5, 0.0, 0.0), certainty=0.5)
+    assert 1.0 < doubt == pytest.approx(RAISE**0.75)
+
+
+def estimate(slope: float, slope_std: float = 0.01, count: int = 50) -> FilterReport:
+    return FilterReport(100, 1.0, 0.1, slope, slope_std, 0.1, 0.0, 0.0, False, count)
+
+
+def test_the_filters_slope_is_believed_before_the_windows() -> None:
+    up, down = {"loss": estimate(0.05)}, {"loss": estimate(-0.05)}
+    assert rate_wish(LearningRateAgent(), loss_z=-5.0, filtered=up) < 1.0
+    assert rate_wish(LearningRateAgent(), loss_z=5.0, filtered=down) > 1.0
+    assert rate_wish(LearningRateAgent(), loss_z=5.0, filtered={"loss": estimate(-0.05, count=3)}) < 1.0
+
+
+def swings(period: float, oscillation: float) -> Scales:
+    return Scales(100, 1.0, 0.0, 10.0, 0.1, (1.0, 1.0, 1.0, 1.0), period, oscillation)
+
+
+def test_a_loss_that_swings_fast_lowers_the_rate_unless_it_falls_all_the_same() -> None:
+    fast = {"mel": swings(3.0, 4.0)}
+    assert rate_wish(LearningRateAgent(), scales=fast) < 1.0
+    assert rate_wish(LearningRateAgent(), scales=fast, loss_z=-5.0) > 1.0
+    assert rate_wish(LearningRateAgent(), scales={"mel": swings(3.0, 2.0)}) > 1.0  # noise may well look so
+    assert rate_wish(LearningRateAgent(), scales={"mel": swings(30.0, 5.0)}) > 1.0  # an epoch's rhythm, perhaps
 
 
 @settings(max_examples=200)
@@ -151,7 +193,7 @@ def test_the_rate_is_never_raised_above_the_highest(seen, multiplier: float, hur
     wanted = agent.propose(seen, {LEARNING_RATE: multiplier}).moves.get(LEARNING_RATE, multiplier)
     if wanted > multiplier:
         assert wanted * seen.learning_rate <= min([MAX_RATE, *hurt]) * (1 + 1e-9)
-    assert wanted <= multiplier * 1.5 * (1 + 1e-9)
+    assert wanted <= multiplier * SEARCH * (1 + 1e-9)
 
 
 def test_a_schedule_that_carries_the_raised_rate_too_high_is_answered_but_the_hosts_own_rate_is_not() -> None:

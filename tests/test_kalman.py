@@ -13,13 +13,13 @@ from tts_brain.feedback.kalman import (
     LINKS,
     SHIFT_LIMIT,
     SURPRISE_LIMIT,
-    FilterReport,
     MetricFilter,
     advance,
     correct,
     process_noise,
     transition,
 )
+from tts_brain.types import FilterReport
 
 KNOBS = ("learning_rate", "guided_weight")
 links = st.sampled_from(list(LINKS))

@@ -95,7 +95,7 @@ def test_undo_brings_back_the_values_before_the_move() -> None:
     manager = make_manager(cooldown_steps=0)
     opened: Decision | None = None
     undone = 0
-    for observation in observations([Stretch(60, slope=-0.05), Stretch(30, slope=0.1), Stretch(30, slope=-0.05)] * 3):
+    for observation in observations([Stretch(20, slope=-0.05), Stretch(30, slope=0.03), Stretch(45, slope=-0.05)] * 3):
         had_trial = manager.feedback.trial
         decision = show(manager, observation)
         if decision is None:
@@ -476,7 +476,7 @@ def test_a_damaged_state_is_refused_and_changes_nothing() -> None:
     assert accepted == []
 
 
-@pytest.mark.parametrize("state", [{}, {"version": 2}, {"version": None}, [], None, "x", {"version": 1}])
+@pytest.mark.parametrize("state", [{}, {"version": 3}, {"version": None}, [], None, "x", {"version": 1}])
 def test_what_is_no_state_of_this_version_is_refused(state: Any) -> None:
     manager = make_manager()
     before = json.dumps(manager.state_dict())

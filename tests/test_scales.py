@@ -9,18 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tts_brain.context.scales import (
-    ALARM,
     ENERGY_LIMIT,
     FEWEST,
     HISTORY,
     SURPRISE_LIMIT,
-    Scales,
     clip_spikes,
     details,
     oscillation,
     scales,
 )
 from tts_brain.context.trends import trend
+from tts_brain.types import OSCILLATION_ALARM, Scales
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from bench import component_trends
@@ -87,7 +86,7 @@ def test_no_jump_while_the_window_moves_along_a_smooth_curve() -> None:
     found = [scales(STEPS, curve[at : at + HISTORY]) for at in range(300)]
     assert max(abs(np.diff([f.level for f in found], n=2))) < 1e-3
     assert max(abs(np.diff([f.slope for f in found], n=2))) < 1e-4
-    assert max(f.oscillation for f in found) < ALARM
+    assert max(f.oscillation for f in found) < OSCILLATION_ALARM
 
 
 def test_the_slow_part_lags_by_what_it_says() -> None:
@@ -218,7 +217,7 @@ def test_noise_seldom_seems_to_oscillate(name: str, count: int) -> None:
     windows = component_trends.NULLS[name](np.random.default_rng([77, count]), 2000, count)
     surprise = oscillation(clip_spikes(windows))[0]
     # Expected 2 and 20 or fewer; the bounds are what a binomial of that rate exceeds once in some thousand.
-    assert np.sum(surprise >= ALARM) <= 8
+    assert np.sum(surprise >= OSCILLATION_ALARM) <= 8
     assert np.sum(surprise >= 2.0) <= 36
 
 
@@ -234,7 +233,7 @@ def test_one_spike_is_no_oscillation(spike: float) -> None:
     windows = np.repeat(np.random.default_rng(5).normal(size=(20, HISTORY)), HISTORY, 0)
     windows[np.arange(len(windows)), np.tile(STEPS, 20)] = spike
     # Windows of one noise are alike, so the bound is loose; unclipped, nearly all would be judged by the spike.
-    assert np.mean(oscillation(clip_spikes(windows))[0] >= ALARM) < 0.005
+    assert np.mean(oscillation(clip_spikes(windows))[0] >= OSCILLATION_ALARM) < 0.005
 
 
 @given(st.integers(0, 99), st.floats(-1e6, 1e6).filter(lambda v: abs(v) > 1e-3))

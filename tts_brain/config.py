@@ -60,7 +60,7 @@ class BrainConfig:
 
     # what may be steered: comma-separated knob names, or "all"
     knobs: str = "all"
-    max_learning_rate: float = 2e-3
+    max_learning_rate: float = 3e-3
     max_move_risk: float = 0.4
 
     # monitor

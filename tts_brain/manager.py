@@ -37,7 +37,7 @@ from tts_brain.types import (
     Verdict,
 )
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
 # In natural logarithms: below the first nothing is said to move, above the second a move is put on trial. What lies
 # between is the smooth drift of a law that reverses itself.
@@ -72,7 +72,9 @@ class ContextAwareTrainingManager:
         )
         self.agents: tuple[Agent, ...] = build_agents(config, self.losses)
         self.risk = RiskAssessor()
-        self.feedback = FeedbackLoopManager(config.trial_steps, config.divergence_sigmas, config.lost_alignment_steps)
+        self.feedback = FeedbackLoopManager(
+            config.trial_steps, config.divergence_sigmas, config.lost_alignment_steps, self.loss_name
+        )
         steered = set(config.knob_names()) & set(capabilities.knobs)
         self.knobs = {n: self._start_value(n, host_values or {}) for n in KNOBS if n in steered}
         self._rollbacks_in_a_row = 0
@@ -107,6 +109,7 @@ class ContextAwareTrainingManager:
     def observe(self, observation: Observation) -> None:
         """Take in one optimizer step."""
         self.analyzer.observe(observation)
+        self.feedback.observe(observation, self.knobs)
         if observation.stop is not None:
             self.losses.observe(observation.stop)
 
@@ -123,7 +126,13 @@ class ContextAwareTrainingManager:
 
     def context(self) -> TrainingContext:
         """What the agents would see now."""
-        return replace(self.analyzer.context(), stop_errors=self.losses.stop_errors)
+        filters = self.feedback.filters
+        return replace(
+            self.analyzer.context(),
+            stop_errors=self.losses.stop_errors,
+            filtered=dict(filters.reports),
+            effects=filters.effects,
+        )
 
     def decide(self) -> Decision:
         """Take one decision and make it the manager's own: ``knobs`` holds the new values afterwards."""

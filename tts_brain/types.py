@@ -35,6 +35,7 @@ class TrainingPhase(Enum):
 
 
 PHASE_LIMITS = (0.1, 0.5, 0.7)
+OSCILLATION_ALARM = 3.0
 
 
 class Mode(Enum):
@@ -169,7 +170,7 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
     {
         knob.name: knob
         for knob in (
-            Knob(LEARNING_RATE, "multiplier of the host's rate", 1.0, 1 / 64, 64.0, 1.5),
+            Knob(LEARNING_RATE, "multiplier of the host's rate", 1.0, 1 / 64, 64.0, 2.0),
             # Normalised: loss per unit of mean penalty per frame. Host weight = value * tokens per utterance.
             Knob(GUIDED_WEIGHT, "host weight / mean text length", None, 0.005, 20.0, 1.35),
             Knob(GUIDED_SIGMA, "width of the guide, relative to the text", None, 0.1, 0.6, 1.15),
@@ -238,6 +239,68 @@ class Trend:
 
 
 @dataclass(frozen=True, slots=True)
+class Scales:
+    """One series at several scales. Every field is finite, whatever the series.
+
+    Args:
+        count: finite values it rests on, at most 100; with 0 all else is 0.
+        level: slow part, in the series' units, as it was ``lag`` steps ago: the coarsest smooth, which on a straight
+            line is exact.
+        slope: change of the slow part per step, in the series' units.
+        lag: steps that ``level`` lies back; 0 when there are too few values to smooth, about 10 at 100 values.
+        noise: standard deviation of the step-to-step noise, in the series' units.
+        energy: mean square of the details of periods 2-4, 4-8, 8-16 and 16-32 values (those that the count allows),
+            over what white noise of ``noise`` would give: 1 is plain noise. In [0, 1e6].
+        period: of the strongest oscillation, significant or not, in steps (at least 2 values); 0 below 30 values.
+        oscillation: -log10 of the chance that noise alone (white, or correlated up to 0.5 between neighbours, round a
+            decay or a jump) seems to oscillate as much; in [0, 6], above 3 extrapolated. 0 below
+            30 values. Shifting or scaling the series does not change it.
+    """
+
+    count: int
+    level: float
+    slope: float
+    lag: float
+    noise: float
+    energy: tuple[float, ...]
+    period: float
+    oscillation: float
+
+    @property
+    def oscillates(self) -> bool:
+        """Noise alone would say so in at most about one decision in a thousand."""
+        return self.oscillation >= OSCILLATION_ALARM
+
+
+@dataclass(frozen=True, slots=True)
+class FilterReport:
+    """What the Kalman filter of one metric knows after one update. Every field is finite.
+
+    Args:
+        step: optimizer step of the update.
+        level, level_std: in the metric's units, without the noise of one value.
+        slope, slope_std: change per step now, in the metric's units. Falling is negative, whichever is better.
+        noise: standard deviation of one value about the level, in the metric's units.
+        surprise: innovation over its predicted standard deviation, above 0 for a value higher than expected; 0 when
+            nothing was seen at this step, and within ±1e6.
+        shift: cumulative sum of the innovations on one side, signed, within ±7: how sure a lasting change is.
+        changed: the sum reached its limit at this step: a spike does not stay, this did.
+        count: usable values so far.
+    """
+
+    step: int
+    level: float
+    level_std: float
+    slope: float
+    slope_std: float
+    noise: float
+    surprise: float
+    shift: float
+    changed: bool
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Forecast:
     """What the temporal model expects, from the newest observations.
 
@@ -278,6 +341,13 @@ class TrainingContext:
         best_attention_diag: best smoothed value so far, 0 before the first.
         text_length: running mean of tokens per utterance; NaN when unknown.
         stop_errors: smoothed (false positive, false negative) shares of the stop token; None when unknown.
+        scales: by name, trends at several scales: ``total``, ``mel`` and ``grad_norm`` (its logarithm).
+        filtered: by metric, what its Kalman filter knows: ``loss`` (the one that moves are judged by), ``grad_norm``
+            (its natural logarithm) and ``attention_diag``; those seen so far.
+        effects: by metric, then by knob: (mean, standard deviation) of the change in the metric's slope per step that a
+            move of the knob by a factor of e makes, in the filter's latent units (logit for ``attention_diag``). Knobs
+            never turned are left out.
+        forecast: None while too little has been seen.
     """
 
     step: int
@@ -295,6 +365,10 @@ class TrainingContext:
     best_attention_diag: float
     text_length: float
     stop_errors: tuple[float, float] | None = None
+    scales: Mapping[str, Scales] = field(default_factory=dict)
+    filtered: Mapping[str, FilterReport] = field(default_factory=dict)
+    effects: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
+    forecast: Forecast | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from tts_brain.context.analyzer import ContextAnalyzer
-from tts_brain.context.scales import ALARM, HISTORY, clip_spikes, oscillation, raw_statistic, scales
+from tts_brain.context.scales import HISTORY, clip_spikes, oscillation, raw_statistic, scales
 from tts_brain.context.trends import trend
-from tts_brain.types import Observation
+from tts_brain.types import OSCILLATION_ALARM, Observation
 
 PART = "trends"
 WINDOWS = (20, 100)
@@ -193,7 +193,7 @@ def _delays(series: np.ndarray, alarm: Callable[[np.ndarray], np.ndarray]) -> np
 def _ours(windows: np.ndarray) -> np.ndarray:
     """What ``scales(...).oscillates`` says of each row (a test holds the two together), many at a time."""
     batches = [windows[at : at + _PER_BATCH] for at in range(0, len(windows), _PER_BATCH)]
-    return np.concatenate([oscillation(clip_spikes(batch))[0] >= ALARM for batch in batches])
+    return np.concatenate([oscillation(clip_spikes(batch))[0] >= OSCILLATION_ALARM for batch in batches])
 
 
 def _slope_z(values: np.ndarray, window: int) -> float:

@@ -2,7 +2,8 @@
 
 The rate is the strongest lever on the loss (FACTS, pilot runs), and the fixed one is picked by luck. The agent is a
 search with undo: it raises by half, the monitor compares what follows with what came before, and a raise that hurt is
-taken back and remembered as a ceiling.
+taken back and remembered as a ceiling. While there is no alignment to lose, a higher rate is tried unless the loss
+rises (a range test, Smith 2017); later only while it surely falls.
 """
 
 from __future__ import annotations
@@ -14,17 +15,23 @@ from typing import Any, ClassVar
 from tts_brain.types import GRAD_CLIP, GRAD_CLIP_OFF, KNOBS, LEARNING_RATE, Proposal, TrainingContext, TrainingPhase
 
 RAISE = 1.5
+SEARCH = 2.0
 LOWER = 0.7
 EASE = 0.85
 _SMALLEST_RAISE = 1.1
 _TOLERANCE = 1.05
 TIGHT_CLIP = 3.0
 _FALLS = -2.0
+_LEVEL = 1.0
 _RISES = 3.0
 _SPIKY = 0.15
 _CALM = 0.05
 # A rate that changes a weight tensor by more than this share per step is not raised further.
 _MAX_UPDATE_RATIO = 0.02
+# At a tenth of what healthy runs show, the rate is far from where it matters, and is doubled instead.
+_TIMID_UPDATE_RATIO = 3e-4
+# Longest period, in steps, of an oscillation that is put down to the rate: an epoch's own rhythm is longer.
+_RATE_PERIOD = 12.0
 # After an undo, the rate stays this far under the one that hurt until the phase has changed.
 _CEILING_SHARE = 0.75
 _PLATEAU_DECISIONS = 6
@@ -40,7 +47,7 @@ class LearningRateAgent:
     name: ClassVar[str] = "learning_rate"
     owns: ClassVar[tuple[str, ...]] = (LEARNING_RATE, GRAD_CLIP)
 
-    def __init__(self, max_learning_rate: float = 2e-3) -> None:
+    def __init__(self, max_learning_rate: float = 3e-3) -> None:
         self._max_rate = max_learning_rate
         self._ceiling = math.inf
         self._ceiling_phase = 0
@@ -48,19 +55,19 @@ class LearningRateAgent:
 
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
         """One move of the rate, with the clip tightened while gradients spike."""
-        loss = context.trends.get("mel") or context.trends.get("total")
-        if loss is None or loss.count < 4 or LEARNING_RATE not in knobs:
+        z = _direction(context)
+        if z is None or LEARNING_RATE not in knobs:
             return Proposal(self.name, {}, "too little seen yet to judge the rate")
         if context.phase.index > self._ceiling_phase:
             self._ceiling = math.inf
-        self._flat = self._flat + 1 if abs(loss.z) < 1.0 else 0
+        self._flat = self._flat + 1 if abs(z) < 1.0 else 0
         evidence = {
-            "loss_z": loss.z,
+            "loss_z": z,
             "grad_spikes": context.grad_spikes,
             "rate": context.learning_rate * knobs[LEARNING_RATE],
             "update_ratio": context.update_ratio,
         }
-        factor, reason = self._factor(context, knobs[LEARNING_RATE], loss.z)
+        factor, reason = self._factor(context, knobs[LEARNING_RATE], z)
         moves = {} if factor == 1.0 else {LEARNING_RATE: knobs[LEARNING_RATE] * factor}
         clip, clip_reason = _clip(context, knobs.get(GRAD_CLIP))
         if clip is not None:
@@ -72,25 +79,32 @@ class LearningRateAgent:
         rate = context.learning_rate * multiplier
         if multiplier > 1.0 and rate > self._max_rate * _TOLERANCE:
             return max(self._max_rate / rate, 1.0 / multiplier), f"the host's schedule carried the rate to {rate:.1e}"
-        if z > _RISES:
-            return LOWER, f"the loss rises (z {z:+.1f}): lower the rate"
-        if context.grad_spikes > _SPIKY:
-            return LOWER, f"{context.grad_spikes:.0%} of the gradient norms spike: lower the rate"
-        stuck = self._flat >= _PLATEAU_DECISIONS
-        if z < _FALLS or (stuck and context.phase.index < TrainingPhase.REFINEMENT.index):
-            blocked = self._why_not_higher(context)
-            if blocked:
-                return 1.0, blocked
-            limit, name = self._limit()
-            factor = min(RAISE, limit / rate)
-            if factor < _SMALLEST_RAISE:
-                return 1.0, f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
-            why = f"the loss falls steadily (z {z:+.1f})" if z < _FALLS else "nothing moves and nothing is aligned"
-            return factor, f"{why}, gradients calm: try a higher rate"
-        if stuck:
+        harm = _why_lower(context, z)
+        if harm:
+            return LOWER, f"{harm}: lower the rate"
+        searching = context.phase.index < TrainingPhase.REFINEMENT.index
+        # A search that has come to the highest rate stays there; a host that began above it may be why nothing moves.
+        if self._flat >= _PLATEAU_DECISIONS and (not searching or rate > self._max_rate * _TOLERANCE):
             self._flat = 0
-            return EASE, f"flat for {_PLATEAU_DECISIONS} decisions with an alignment in place: ease the rate"
+            return EASE, f"flat for {_PLATEAU_DECISIONS} decisions, and higher is no way out: ease the rate"
+        if z < _FALLS or (searching and z < _LEVEL):
+            return self._raise(context, rate, z)
         return 1.0, f"no clear direction (z {z:+.1f}): keep the rate"
+
+    def _raise(self, context: TrainingContext, rate: float, z: float) -> tuple[float, str]:
+        blocked = self._why_not_higher(context)
+        if blocked:
+            return 1.0, blocked
+        limit, name = self._limit()
+        timid = context.update_ratio < _TIMID_UPDATE_RATIO
+        # Two phases with equal odds: half the way, in logarithms.
+        wish = (SEARCH if timid else RAISE) ** (0.5 + 0.5 * context.certainty)
+        factor = min(wish, limit / rate)
+        if factor < _SMALLEST_RAISE:
+            return 1.0, f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
+        why = f"the loss falls steadily (z {z:+.1f})" if z < _FALLS else f"the loss does not rise (z {z:+.1f})"
+        also = f", weights change by {context.update_ratio:.2%} a step only" if timid else ", gradients calm"
+        return factor, f"{why}{also}: try a higher rate"
 
     def _limit(self) -> tuple[float, str]:
         """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on."""
@@ -130,6 +144,30 @@ class LearningRateAgent:
         self._ceiling = float(state["ceiling"])
         self._ceiling_phase = int(state["ceiling_phase"])
         self._flat = int(state["flat"])
+
+
+def _direction(context: TrainingContext) -> float | None:
+    """Slope of the judged loss in standard errors, within ±100; None while too little has been seen.
+
+    The filter's, which lags less than a line through a window; the window's where nothing was filtered.
+    """
+    loss = context.filtered.get("loss")
+    if loss is not None and loss.count >= 4 and loss.slope_std > 0.0:
+        return min(max(loss.slope / loss.slope_std, -100.0), 100.0)
+    trend = context.trends.get("mel") or context.trends.get("total")
+    return trend.z if trend is not None and trend.count >= 4 else None
+
+
+def _why_lower(context: TrainingContext, z: float) -> str | None:
+    if z > _RISES:
+        return f"the loss rises (z {z:+.1f})"
+    if context.grad_spikes > _SPIKY:
+        return f"{context.grad_spikes:.0%} of the gradient norms spike"
+    scales = context.scales.get("mel") or context.scales.get("total")
+    # While it falls all the same, an oscillation does no harm.
+    if scales is not None and scales.oscillates and scales.period <= _RATE_PERIOD and z > _FALLS:
+        return f"the loss swings with a period of {scales.period:.1f} steps (chance 1e-{scales.oscillation:.0f})"
+    return None
 
 
 def _clip(context: TrainingContext, current: float | None) -> tuple[float | None, str]:

@@ -10,12 +10,14 @@ from statistics import median
 from typing import Any
 
 from tts_brain.context.phases import PhaseClassifier
+from tts_brain.context.scales import scales
 from tts_brain.context.trends import trend
-from tts_brain.types import AttentionReport, Observation, TrainingContext, Trend
+from tts_brain.types import AttentionReport, Observation, Scales, TrainingContext, Trend
 
 _ATTENTION_MEMORY = 0.5
 _TEXT_MEMORY = 0.95
 _SPIKE = 3.0
+_SCALED = ("total", "mel", "grad_norm")
 _NAN = float("nan")
 # About what float32 can hold. A host that reports more is as lost as one that reports infinity, and sums and squares of
 # it would overflow all the way down.
@@ -112,7 +114,12 @@ class ContextAnalyzer:
             learning_rate=self._scalars["learning_rate"],
             update_ratio=self._scalars["update_ratio"],
             text_length=self._scalars["text_length"],
+            scales={name: self._scales(name) for name in self._series if name in _SCALED},
         )
+
+    def _scales(self, name: str) -> Scales:
+        series = self._series[name]
+        return scales([s for s, _ in series], [v for _, v in series])
 
     def _trend(self, name: str) -> Trend:
         tail = self._tail(name)
@@ -153,7 +160,8 @@ class ContextAnalyzer:
         loss = self._trend(name)
         if self._first_level is None and loss.count >= 4:
             self._first_level = loss.level
-        self.phases.update(smooth, loss.z, self._drop(loss))
+        # Raw: the classifier smooths by itself, and two smoothings are slower and no calmer.
+        self.phases.update(report.attention_diag, loss.z, self._drop(loss))
 
     def _drop(self, loss: Trend) -> float:
         """How far the loss has come down, in units of its noise."""

@@ -20,10 +20,10 @@ import pywt
 from scipy.special import erfc
 
 from tts_brain.context.trends import noise_level
+from tts_brain.types import Scales
 
 HISTORY = 100
 FEWEST = 30
-ALARM = 3.0
 SURPRISE_LIMIT = 6.0
 ENERGY_LIMIT = 1e6
 
@@ -58,40 +58,6 @@ _TAIL: dict[int, tuple[float, float, float]] = {
     90: (6.16, 8.9, 11.77),
     100: (6.28, 9.09, 11.98),
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Scales:
-    """One series at several scales. Every field is finite, whatever the series.
-
-    Args:
-        count: finite values it rests on, at most ``HISTORY``; with 0 all else is 0.
-        level: slow part, in the series' units, as it was ``lag`` steps ago: the coarsest smooth, which on a straight
-            line is exact.
-        slope: change of the slow part per step, in the series' units.
-        lag: steps that ``level`` lies back; 0 when there are too few values to smooth, about 10 at 100 values.
-        noise: standard deviation of the step-to-step noise, in the series' units.
-        energy: mean square of the details of periods 2-4, 4-8, 8-16 and 16-32 values (those that the count allows),
-            over what white noise of ``noise`` would give: 1 is plain noise. In [0, ``ENERGY_LIMIT``].
-        period: of the strongest oscillation, significant or not, in steps (at least 2 values); 0 below ``FEWEST``.
-        oscillation: -log10 of the chance that noise alone (white, or correlated up to 0.5 between neighbours, round a
-            decay or a jump) seems to oscillate as much; in [0, ``SURPRISE_LIMIT``], above 3 extrapolated. 0 below
-            ``FEWEST``. Shifting or scaling the series does not change it.
-    """
-
-    count: int
-    level: float
-    slope: float
-    lag: float
-    noise: float
-    energy: tuple[float, ...]
-    period: float
-    oscillation: float
-
-    @property
-    def oscillates(self) -> bool:
-        """Noise alone would say so in at most about one decision in a thousand."""
-        return self.oscillation >= ALARM
 
 
 def scales(steps: Sequence[float], values: Sequence[float]) -> Scales:

@@ -13,6 +13,8 @@ from tts_brain.types import KNOBS, TrainingContext
 _PRIOR_BAD = 1.0
 _PRIOR_GOOD = 5.0
 # Half of what was learned is forgotten after 70 decisions: phases differ in what they bear.
+# A move by half again counts whole, also where a knob may go further.
+_WHOLE = 1.5
 _MEMORY = 0.99
 
 
@@ -50,7 +52,7 @@ class RiskAssessor:
         key = _kind(name, old, new)
         undone, kept = self._undone.get(key, 0.0), self._kept.get(key, 0.0)
         base = (_PRIOR_BAD + undone) / (_PRIOR_BAD + _PRIOR_GOOD + undone + kept)
-        size = min(abs(math.log(new / old)) / math.log(KNOBS[name].max_ratio), 1.0)
+        size = min(abs(math.log(new / old)) / math.log(min(KNOBS[name].max_ratio, _WHOLE)), 1.0)
         probability = min(1.0, base * size * (1.0 + 5.0 * context.grad_spikes * (new > old)))
         way = "up" if new > old else "down"
         return Risk(probability, f"{name} {way}: about {undone:.0f} of {undone + kept:.0f} such moves hurt")

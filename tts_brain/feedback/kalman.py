@@ -32,6 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from tts_brain.types import FilterReport
+
 SLOPE_MEMORY = 250.0
 SURPRISE_LIMIT = 1e6
 SHIFT_LIMIT = 7.0
@@ -111,34 +113,6 @@ LINKS: Mapping[str, Link] = MappingProxyType(
         "logit": Link(_read_logit, _latent_logit, 8.0, 1e-9),
     }
 )
-
-
-@dataclass(frozen=True, slots=True)
-class FilterReport:
-    """What is known after one update. Every field is finite.
-
-    Args:
-        step: optimizer step of the update.
-        level, level_std: in the metric's units, without the noise of one value.
-        slope, slope_std: change per step now, in the metric's units. Falling is negative, whichever is better.
-        noise: standard deviation of one value about the level, in the metric's units.
-        surprise: innovation over its predicted standard deviation, above 0 for a value higher than expected; 0 when
-            nothing was seen at this step, and within ±1e6.
-        shift: cumulative sum of the innovations on one side, signed, within ±7: how sure a lasting change is.
-        changed: the sum reached its limit at this step: a spike does not stay, this did.
-        count: usable values so far.
-    """
-
-    step: int
-    level: float
-    level_std: float
-    slope: float
-    slope_std: float
-    noise: float
-    surprise: float
-    shift: float
-    changed: bool
-    count: int
 
 
 @dataclass(slots=True)
@@ -246,6 +220,8 @@ def correct(state: np.ndarray, spread: np.ndarray, offset: float, variance: floa
     total = float(column[0]) + variance
     after = spread - column[:, None] * (column / total)
     after[0] = after[:, 0] = column * (variance / total)
+    # Rounding may take what is left of a variance below 0.
+    np.fill_diagonal(after, np.maximum(after.diagonal(), 0.0))
     return state + column * (offset / total), after
 
 
@@ -288,6 +264,11 @@ class MetricFilter:
         self._x = np.zeros(size)
         self._p = np.zeros((size, size))
         self._memory = _Memory(last_moves=list(self._still))
+
+    @property
+    def count(self) -> int:
+        """Usable values so far."""
+        return self._memory.count
 
     @property
     def noise(self) -> float:

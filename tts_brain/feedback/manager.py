@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from tts_brain.context.trends import noise_level, trend
-from tts_brain.types import KNOBS, TrainingContext
+from tts_brain.feedback.filters import RunFilters
+from tts_brain.types import KNOBS, Observation, TrainingContext
 
 _HARM_Z = 2.0
 _SPIKES_MORE = 0.2
@@ -64,15 +65,31 @@ class FeedbackLoopManager:
         trial_steps: how many steps a move is watched before it is judged.
         divergence_sigmas: rise above the best level, in noise units, that counts as divergence.
         lost_alignment_steps: how long ``attention_diag`` must stay under half its best.
+        loss: name of the loss that moves are judged by.
+
+    Attributes:
+        trial: the move under observation, or None.
+        filters: level, slope and effect of moves, filtered.
     """
 
-    def __init__(self, trial_steps: int = 20, divergence_sigmas: float = 8.0, lost_alignment_steps: int = 50) -> None:
+    def __init__(
+        self,
+        trial_steps: int = 20,
+        divergence_sigmas: float = 8.0,
+        lost_alignment_steps: int = 50,
+        loss: str = "mel",
+    ) -> None:
         self._trial_steps = trial_steps
         self._sigmas = divergence_sigmas
         self._lost_steps = lost_alignment_steps
         self._best_level = math.inf
         self._lost_since: int | None = None
         self.trial: Trial | None = None
+        self.filters = RunFilters(loss)
+
+    def observe(self, observation: Observation, knobs: Mapping[str, float]) -> None:
+        """Take in one step, made with ``knobs``."""
+        self.filters.observe(observation, knobs)
 
     def open(
         self,
@@ -162,9 +179,11 @@ class FeedbackLoopManager:
         self._best_level = math.inf
         self._lost_since = None
         self.trial = None
+        self.filters.begin_anew()
 
     def state_dict(self) -> dict[str, Any]:
         return {
+            "filters": self.filters.state_dict(),
             "best_level": self._best_level,
             "lost_since": self._lost_since,
             "trial": None if self.trial is None else asdict(self.trial),
@@ -173,6 +192,7 @@ class FeedbackLoopManager:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         trial, lost_since = state["trial"], state["lost_since"]
         trial = None if trial is None else _trial_from(trial)
+        self.filters.load_state_dict(state["filters"])
         self._best_level = float(state["best_level"])
         self._lost_since = None if lost_since is None else int(lost_since)
         self.trial = trial

@@ -28,7 +28,7 @@ class Adam:
         self._norms = torch.full((len(weights), _NORMS), math.nan, device=weights.device)  # newest last
 
     @torch.no_grad()
-    def step(self, gradient: Tensor, rate: Tensor, clip: Tensor, clip_medians: Tensor) -> Tensor:
+    def step(self, gradient: Tensor, rate: Tensor, clip: Tensor, clip_medians: Tensor) -> tuple[Tensor, Tensor]:
         """One update of each run. A gradient that is not finite leaves a run's weights and moments alone.
 
         Args:
@@ -38,7 +38,7 @@ class Adam:
             clip_medians: (R,), clip at so many medians of the last norms too; from ``GRAD_CLIP_OFF`` on, do not.
 
         Returns:
-            (R,) norms before clipping.
+            (R,) norms before clipping, and (R,) lengths of the changes over those of the weights.
         """
         norm: Tensor = torch.linalg.vector_norm(gradient, dim=1)
         finite = norm.isfinite()
@@ -55,8 +55,10 @@ class Adam:
         count = self._updates.clamp(min=1.0)
         size = rate.unsqueeze(1) * done / (1.0 - _BETA1**count)
         spread = (second.sqrt() / (1.0 - _BETA2**count).sqrt()).add_(_EPS)
-        self._weights -= size * first / spread
-        return norm
+        change = size * first / spread
+        ratio = torch.linalg.vector_norm(change, dim=1) / torch.linalg.vector_norm(self._weights, dim=1)
+        self._weights -= change
+        return norm, ratio
 
     def state_dict(self) -> dict[str, Tensor]:
         """Copies."""

@@ -124,8 +124,8 @@ class MicroRuns:
         grads = torch.autograd.grad(loss, list(self._weights.values()))
         gradient = torch.cat([grad.flatten(1) for grad in grads], dim=1)  # (R, P)
         rate = self._rates * self._column(turned, LEARNING_RATE)
-        norm = self._adam.step(gradient, rate, self._clips, self._column(turned, GRAD_CLIP))
-        read = torch.stack([*terms.values(), norm, *counts, speech.token_lengths.float().mean(1)]).detach()
+        norm, ratio = self._adam.step(gradient, rate, self._clips, self._column(turned, GRAD_CLIP))
+        read = torch.stack([*terms.values(), norm, ratio, *counts, speech.token_lengths.float().mean(1)]).detach()
         return self._observations(read.T.tolist(), output, speech)
 
     def held_out(self) -> list[dict[str, float]]:
@@ -227,7 +227,7 @@ class MicroRuns:
         values = _measure(output, speech, _MEASURED) if any(due) else None
         made = []
         for i, (setting, row) in enumerate(zip(self.settings, rows, strict=True)):
-            mel, gate, guided, path, norm, hit, false, missed, tokens = row
+            mel, gate, guided, path, norm, ratio, hit, false, missed, tokens = row
             whole = hit + false + missed
             made.append(
                 Observation(
@@ -241,6 +241,7 @@ class MicroRuns:
                     },
                     grad_norm=norm,
                     learning_rate=setting.rate,
+                    update_ratio=ratio if due[i] else None,
                     attention=report(values[i]) if values is not None and due[i] else None,
                     stop=StopTokenCounts(hit / whole, false / whole, missed / whole) if math.isfinite(whole) else None,
                     text_length=tokens,
