@@ -23,6 +23,7 @@ from tts_brain.types import GRAD_CLIP, KNOBS, LEARNING_RATE
 CORPUS = "micro"
 RUNS_PER_FILE = 32
 DECIDE_EVERY = 10
+SUDDEN = frozenset({"nan", "attention-redrawn"})  # faults that nothing announces
 _BASE_RATE = 3e-3
 # The same within a file, as ``MicroRuns`` wants. r = 1 costs four times as much as 4: rare, and in small batches.
 _BATCH_SIZES, _REDUCTIONS = (2, 4, 8, 16, 16, 16), (4, 4, 3, 2, 4, 3, 4, 1)
