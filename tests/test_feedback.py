@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from simulated_run import context
 
 from tts_brain.feedback.manager import FeedbackLoopManager, Judgement
-from tts_brain.types import LEARNING_RATE
+from tts_brain.types import LEARNING_RATE, Observation
 
 MOVE = {LEARNING_RATE: (1.0, 1.5)}
 NOISE = 0.05
@@ -251,3 +251,42 @@ def test_after_a_reset_nothing_is_remembered() -> None:
     feedback.open(60, MOVE, context(step=60), numbered(flat(2.0, 0, 60)))
     feedback.reset_baseline()
     assert feedback.state_dict() == FeedbackLoopManager().state_dict()
+
+
+def told(feedback: FeedbackLoopManager, slopes: list[float], moved_at: int, new: float) -> list[tuple[int, float]]:
+    """Shows a run whose rate moves from 1 to ``new`` after ``moved_at`` steps; its loss series."""
+    rng, level, series = np.random.default_rng(1), 5.0, []
+    for step, slope in enumerate(slopes, start=1):
+        level += slope
+        series.append((step, level + 0.02 * rng.normal()))
+        rate = new if step > moved_at else 1.0
+        feedback.observe(Observation(step, {"total": series[-1][1], "mel": series[-1][1]}), {LEARNING_RATE: rate})
+    return series
+
+
+@pytest.mark.parametrize(("after", "kept"), [(-0.04, True), (0.0, False)])
+def test_a_raise_after_which_the_loss_falls_less_is_taken_back_though_it_does_not_stand_higher(
+    after: float, kept: bool
+) -> None:
+    feedback = FeedbackLoopManager()
+    slopes = [-0.02] * 60 + [after] * 20
+    series = told(feedback, slopes, 60, 1.5)
+    feedback.open(60, MOVE, context(step=60), series[:60])
+    judgement = feedback.judge(context(step=80), series)
+    assert judgement.kept is kept
+    assert (judgement.evidence["helped"] > 0.5) is kept
+
+
+def test_a_raise_that_does_clear_harm_is_taken_back_in_the_middle_of_its_trial() -> None:
+    feedback = FeedbackLoopManager()
+    series = told(feedback, [-0.02] * 60 + [0.06] * 10, 60, 1.5)
+    feedback.open(60, MOVE, context(step=60), series[:60])
+    assert feedback.judge(context(step=69), series).kept is None
+    assert feedback.judge(context(step=70), series).kept is False
+
+
+def test_a_rate_lowered_in_a_rise_is_not_taken_back_because_the_rise_goes_on() -> None:
+    feedback = FeedbackLoopManager()
+    series = told(feedback, [0.02] * 80, 60, 0.7)
+    feedback.open(60, {LEARNING_RATE: (1.0, 0.7)}, context(step=60), series[:60])
+    assert feedback.judge(context(step=80), series).kept is True
