@@ -2,9 +2,9 @@
 
     python -m bench.component_temporal --traces FOLDER [--quick]
 
-FOLDER holds a folder of traces for each corpus (``run.py rescue --traces``). Of a corpus that the weights were trained
-on, only the runs kept for the test count (``temporal_training.part_of``); of another one, all do. Without real traces
-the runs are made by the micro-Tacotron, and the note says so: those are of the kind that it was trained on.
+FOLDER holds a folder of traces for each corpus (``run.py rescue --traces``), and may hold the made-up ones that the
+weights were trained on. Of what they were trained on, only the runs kept for the test count (``temporal_training``); of
+another corpus, all do. Without any traces some runs of the micro-Tacotron are made here, and the note says so.
 
 (a) Quantiles of the loss and of ``attention_diag`` at 25, 50 and 100 steps ahead, by their pinball loss: in widths of
 the window's noise, as far as 20 of them, for the loss. The rivals give one value each; their quantiles are that value
@@ -42,7 +42,8 @@ from tts_brain.context.trends import trend
 from tts_brain.feedback.kalman import LINKS, MetricFilter, advance
 from tts_brain.learning.temporal_scores import Answers, coverage, last_value, ours, score, with_residuals
 from tts_brain.learning.temporal_targets import Samples, course, observed, samples
-from tts_brain.learning.temporal_traces import generate, load_folder
+from tts_brain.learning.temporal_traces import CORPUS as MICRO
+from tts_brain.learning.temporal_traces import SUDDEN, generate, load_folder
 from tts_brain.learning.temporal_training import part_of
 from tts_brain.learning.traces import Trace, load
 from tts_brain.types import AttentionReport, Observation
@@ -68,20 +69,36 @@ class Field:
 
 
 def fields(traces: Path | None, quick: bool) -> list[Field]:
-    """One for each corpus; made-up runs where there are no real ones."""
+    """One for each corpus, and for the micro-Tacotron; its runs are made here where there are no traces at all."""
     folders = sorted(path for path in traces.iterdir() if path.is_dir()) if traces is not None else []
-    real = [trace for folder in folders for trace in load_folder(folder) if trace.host != "micro-tacotron"]
-    if not real:
-        return [_made_up(quick)]
-    known = _trained_on()
+    recorded = [trace for folder in folders for trace in load_folder(folder)]
+    real = [trace for trace in recorded if trace.corpus != MICRO]
+    known, every = _trained_on(), 4 if quick else 1
     validation = [trace for trace in real if trace.corpus in known and part_of(trace) == "validation"]
     found = []
     for corpus in sorted({trace.corpus for trace in real}):
-        test = [t for t in real if t.corpus == corpus and (corpus not in known or part_of(t) == "test")]
+        test = [t for t in real if t.corpus == corpus and (corpus not in known or part_of(t) == "test")][::every]
         kind = "runs kept for the test" if corpus in known else "a corpus not trained on"
         if test:
-            found.append(Field(validation, test[:: 4 if quick else 1], f"{corpus}, {kind}, {len(test)} runs"))
-    return found or [_made_up(quick)]
+            found.append(Field(validation, test, f"{corpus}, {kind}, {len(test)} runs"))
+    return [*found, *_micro([trace for trace in recorded if trace.corpus == MICRO], every)] or [_made_up(quick)]
+
+
+def _micro(made: Sequence[Trace], every: int) -> list[Field]:
+    """Each tenth run was kept for the test (``temporal_training.gather``): all, and those whose events can be foreseen.
+
+    The rivals are tuned on the runs beside them, which the model was trained on.
+    """
+    test, beside = made[::10], made[1::10]
+    calm = [trace for trace in test if not set(trace.faults) & SUDDEN]
+    said = {"all": test, "without redrawn attention or NaN batches": calm}
+    return [
+        Field(
+            beside[::every], some[::every], f"micro-Tacotron, runs kept for the test, {what}, {len(some[::every])} runs"
+        )
+        for what, some in said.items()
+        if some and beside
+    ]
 
 
 def _trained_on() -> list[str]:
