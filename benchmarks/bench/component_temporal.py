@@ -103,7 +103,7 @@ def _micro(made: Sequence[Trace], every: int) -> list[Field]:
 
 def _trained_on() -> list[str]:
     with safe_open(WEIGHTS, framework="numpy") as file:
-        corpora: list[str] = json.loads(file.metadata()["made"])["corpora"]
+        corpora: list[str] = json.loads(file.metadata()["model"])["made"]["corpora"]
     return corpora
 
 

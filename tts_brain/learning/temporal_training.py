@@ -182,12 +182,15 @@ def evaluate(model: nn.Module, some: Samples) -> float:
 
 
 def store(path: Path, net: Net, said: Mapping[str, object]) -> None:
-    """Write weights that ``temporal.load_net`` reads, atomically; ``said`` is for people."""
+    """Write weights that ``temporal.load_net`` reads, atomically; ``said`` is for people.
+
+    The same weights are the same bytes: safetensors writes several entries of metadata in any order, so there is one.
+    """
     model = {"kind": KIND, "features": FEATURES, "summary": SUMMARY, "block": BLOCK, "horizons": list(HORIZONS)}
     tensors = {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in vars(net).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(save(tensors, metadata={"model": json.dumps(model), "made": json.dumps(said)}))
+    temporary.write_bytes(save(tensors, metadata={"model": json.dumps({**model, "made": said})}))
     temporary.replace(path)
 
 
