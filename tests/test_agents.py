@@ -24,6 +24,7 @@ from tts_brain.types import (
     LEARNING_RATE,
     MEL_WEIGHT,
     FilterReport,
+    Forecast,
     Scales,
     TrainingPhase,
 )
@@ -208,11 +209,36 @@ def test_after_an_undone_raise_the_rate_stays_below_it_until_a_later_phase() -> 
     learning = TrainingPhase.ALIGNMENT_LEARNING
     agent.learn({LEARNING_RATE: (2.0, 3.0)}, context(phase=learning), kept=False)
     multiplier = 1.0
-    for _ in range(30):
+    for _ in range(12):
         multiplier = rate_wish(agent, multiplier, loss_z=-5.0, phase=learning)
         assert multiplier < 3.0
     assert rate_wish(agent, multiplier, loss_z=-5.0, phase=TrainingPhase.PRE_ALIGNMENT) == multiplier
     assert rate_wish(agent, multiplier, loss_z=-5.0, phase=TrainingPhase.REFINEMENT) > multiplier
+
+
+def test_the_ceiling_is_tried_again_some_day() -> None:
+    agent = LearningRateAgent(max_learning_rate=1.0)
+    agent.learn({LEARNING_RATE: (2.0, 3.0)}, context(), kept=False)
+    wishes = [rate_wish(agent, 2.2) for _ in range(20)]
+    assert wishes[:10] == [2.2] * 10 and max(wishes) > 3.0
+
+
+def forecast(loss: float = 0.5, divergence: float = 0.0, alignment_loss: float = 0.0) -> Forecast:
+    return Forecast(
+        horizons=(25, 50, 100),
+        loss=((loss - 0.1, loss, loss + 0.1),) * 3,
+        attention_diag=((0.4, 0.5, 0.6),) * 3,
+        divergence=(divergence,) * 3,
+        alignment_loss=(alignment_loss,) * 3,
+        looked_at=((100, 0.5),),
+    )
+
+
+def test_the_rate_is_not_raised_into_a_loss_that_is_not_expected_to_fall_or_into_a_divergence() -> None:
+    falls = {"loss": estimate(-0.05)}  # from a level of 1
+    assert rate_wish(LearningRateAgent(), filtered=falls, forecast=forecast(0.9)) > 1.0
+    assert rate_wish(LearningRateAgent(), filtered=falls, forecast=forecast(1.1)) == 1.0
+    assert rate_wish(LearningRateAgent(), filtered=falls, forecast=forecast(0.9, divergence=0.3)) == 1.0
 
 
 def test_only_an_undone_raise_of_the_rate_makes_a_ceiling() -> None:
@@ -268,6 +294,17 @@ def test_the_weakest_side_is_named() -> None:
 def test_without_a_measurement_the_guide_stays() -> None:
     agent = GuidedAttentionAgent(DynamicAttentionSupervisor(4.5))
     assert agent.propose(context(attention=None), start_knobs()).moves == {}
+
+
+def test_the_guide_is_drawn_in_as_the_chance_of_losing_the_alignment_grows() -> None:
+    agent = GuidedAttentionAgent(DynamicAttentionSupervisor(4.5))
+    wishes = [
+        agent.propose(context(attention_diag=0.6, forecast=forecast(alignment_loss=chance)), start_knobs())
+        for chance in (0.0, 0.2, 0.8)
+    ]
+    weights = [wish.moves[GUIDED_WEIGHT] for wish in wishes]
+    assert weights[0] < weights[1] < weights[2]
+    assert "lost" not in wishes[0].reason and "80%" in wishes[2].reason
 
 
 # loss balance

@@ -6,7 +6,30 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tts_brain.attention.supervisor import DynamicAttentionSupervisor
-from tts_brain.types import FORWARD_SUM_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT, Proposal, TrainingContext
+from tts_brain.types import (
+    FORWARD_SUM_WEIGHT,
+    GUIDED_SIGMA,
+    GUIDED_WEIGHT,
+    AttentionReport,
+    Proposal,
+    TrainingContext,
+)
+
+_SMALL_CHANCE = 0.05
+
+
+def _feared(context: TrainingContext, report: AttentionReport) -> tuple[float, str]:
+    """The ``attention_diag`` to guide by, and a remark: what is, or what it would be if the alignment were lost.
+
+    The guide is drawn in as the chance of that within 50 steps grows, before there is a loss to see.
+    """
+    now, forecast = report.attention_diag, context.forecast
+    chance = 0.0 if forecast is None else forecast.alignment_loss[1]
+    if chance < _SMALL_CHANCE:
+        return now, ""
+    assert forecast is not None
+    remark = f"; the alignment is lost within {forecast.horizons[1]} steps with a chance of {chance:.0%}"
+    return now * (1.0 - 0.5 * chance), remark
 
 
 class GuidedAttentionAgent:
@@ -29,8 +52,9 @@ class GuidedAttentionAgent:
         report = context.attention
         if report is None:
             return Proposal(self.name, {}, "attention not measured yet")
+        feared, fear = _feared(context, report)
         targets = {
-            GUIDED_WEIGHT: self._supervisor.weight(report.attention_diag),
+            GUIDED_WEIGHT: self._supervisor.weight(feared),
             GUIDED_SIGMA: self._supervisor.sigma(report),
             FORWARD_SUM_WEIGHT: self._supervisor.forward_sum(report),
         }
@@ -42,9 +66,10 @@ class GuidedAttentionAgent:
         reason = (
             f"attention_diag {report.attention_diag:.2f} (weakest side: {weakest}): "
             f"guided weight toward {targets[GUIDED_WEIGHT]:.2f}, width toward {targets[GUIDED_SIGMA]:.2f}, "
-            f"forward-sum toward {targets[FORWARD_SUM_WEIGHT]:.3f}"
+            f"forward-sum toward {targets[FORWARD_SUM_WEIGHT]:.3f}{fear}"
         )
-        return Proposal(self.name, moves, reason, {**sides, "attention_diag": report.attention_diag, "rate": rate})
+        evidence = {**sides, "attention_diag": report.attention_diag, "feared": feared, "rate": rate}
+        return Proposal(self.name, moves, reason, evidence)
 
     def learn(self, moves: Mapping[str, tuple[float, float]], context: TrainingContext, *, kept: bool) -> None:
         """The law has no memory."""

@@ -30,10 +30,13 @@ _CALM = 0.05
 _MAX_UPDATE_RATIO = 0.02
 # At a tenth of what healthy runs show, the rate is far from where it matters, and is doubled instead.
 _TIMID_UPDATE_RATIO = 3e-4
+# Probability of divergence within 25 steps, by the temporal model, above which the rate is not raised.
+_UNSAFE = 0.2
 # Longest period, in steps, of an oscillation that is put down to the rate: an epoch's own rhythm is longer.
 _RATE_PERIOD = 12.0
-# After an undo, the rate stays this far under the one that hurt until the phase has changed.
-_CEILING_SHARE = 0.75
+# After an undo, the rate stays this far under the one that hurt, until a later phase or for so many decisions: what a
+# rate does changes as the training goes on, and a verdict may have been wrong.
+_CEILING_SHARE, _CEILING_DECISIONS = 0.75, 15
 _PLATEAU_DECISIONS = 6
 
 
@@ -47,10 +50,11 @@ class LearningRateAgent:
     name: ClassVar[str] = "learning_rate"
     owns: ClassVar[tuple[str, ...]] = (LEARNING_RATE, GRAD_CLIP)
 
-    def __init__(self, max_learning_rate: float = 3e-3) -> None:
+    def __init__(self, max_learning_rate: float = 5e-3) -> None:
         self._max_rate = max_learning_rate
         self._ceiling = math.inf
         self._ceiling_phase = 0
+        self._ceiling_age = 0
         self._flat = 0
 
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
@@ -58,7 +62,8 @@ class LearningRateAgent:
         z = _direction(context)
         if z is None or LEARNING_RATE not in knobs:
             return Proposal(self.name, {}, "too little seen yet to judge the rate")
-        if context.phase.index > self._ceiling_phase:
+        self._ceiling_age += 1
+        if context.phase.index > self._ceiling_phase or self._ceiling_age > _CEILING_DECISIONS:
             self._ceiling = math.inf
         self._flat = self._flat + 1 if abs(z) < 1.0 else 0
         evidence = {
@@ -123,6 +128,12 @@ class LearningRateAgent:
             return "the host does not say its rate, or it is 0: no raise"
         if context.grad_spikes > _CALM:
             return f"{context.grad_spikes:.0%} of the gradient norms spike: no raise"
+        forecast, loss = context.forecast, context.filtered.get("loss")
+        if forecast is not None and forecast.divergence[0] > _UNSAFE:
+            return f"divergence within {forecast.horizons[0]} steps is {forecast.divergence[0]:.0%} likely: no raise"
+        # Runs whose rate is too high to come further down look so long before their loss rises, which it may never do.
+        if forecast is not None and loss is not None and forecast.loss[0][1] > loss.level:
+            return f"the loss is not expected to be lower in {forecast.horizons[0]} steps: no raise"
         if context.update_ratio > _MAX_UPDATE_RATIO:
             return f"weights already change by {context.update_ratio:.1%} per step: no raise"
         return None
@@ -135,14 +146,20 @@ class LearningRateAgent:
         if new > old:
             rate = context.learning_rate * new
             self._ceiling = min(self._ceiling, rate if math.isfinite(rate) else math.inf)
-            self._ceiling_phase = context.phase.index
+            self._ceiling_phase, self._ceiling_age = context.phase.index, 0
 
     def state_dict(self) -> dict[str, Any]:
-        return {"ceiling": self._ceiling, "ceiling_phase": self._ceiling_phase, "flat": self._flat}
+        return {
+            "ceiling": self._ceiling,
+            "ceiling_phase": self._ceiling_phase,
+            "ceiling_age": self._ceiling_age,
+            "flat": self._flat,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._ceiling = float(state["ceiling"])
         self._ceiling_phase = int(state["ceiling_phase"])
+        self._ceiling_age = int(state["ceiling_age"])
         self._flat = int(state["flat"])
 
 

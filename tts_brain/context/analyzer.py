@@ -11,6 +11,7 @@ from typing import Any
 
 from tts_brain.context.phases import PhaseClassifier
 from tts_brain.context.scales import scales
+from tts_brain.context.temporal import TemporalForecaster
 from tts_brain.context.trends import trend
 from tts_brain.types import AttentionReport, Observation, Scales, TrainingContext, Trend
 
@@ -34,6 +35,7 @@ class ContextAnalyzer:
         stability_threshold: relative noise of the loss (noise / level spread over the window) under which the
             run counts as stable.
         phase_stickiness: see ``PhaseClassifier``.
+        forecasts: also ask the temporal model.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class ContextAnalyzer:
         trend_window: int = 20,
         stability_threshold: float = 0.05,
         phase_stickiness: float = 0.9,
+        forecasts: bool = True,
     ) -> None:
         if not 4 <= trend_window <= history_size:
             raise ValueError(f"trend_window={trend_window}; write a number from 4 to history_size={history_size}")
@@ -50,6 +53,7 @@ class ContextAnalyzer:
         self._window = trend_window
         self._stability_threshold = stability_threshold
         self.phases = PhaseClassifier(phase_classifier_components, phase_stickiness, history_size)
+        self._forecaster = TemporalForecaster(history_size) if forecasts else None
         self._series: dict[str, deque[tuple[int, float]]] = {}
         self._attention: AttentionReport | None = None
         self._best_attention = 0.0
@@ -67,9 +71,11 @@ class ContextAnalyzer:
         """(step, value) pairs kept for a loss, ``grad_norm`` (natural logarithm) or ``attention_diag``."""
         return list(self._series.get(name, ()))
 
-    def observe(self, observation: Observation) -> None:
-        """Take in one step."""
+    def observe(self, observation: Observation, knobs: Mapping[str, float] | None = None) -> None:
+        """Take in one step, made with ``knobs``; those left out count as not moved."""
         self._step = observation.step
+        if self._forecaster is not None:
+            self._forecaster.observe(observation, knobs)
         for name, value in observation.losses.items():
             self._append(name, observation.step, value)
         norm = observation.grad_norm
@@ -87,6 +93,8 @@ class ContextAnalyzer:
         """Forget levels and trends of the losses: the host changed what they mean (another reduction factor)."""
         kept = self._series.get("attention_diag")
         self._series = {} if kept is None else {"attention_diag": kept}
+        if self._forecaster is not None:
+            self._forecaster.regime_changed()
         self._first_level = None
 
     def forgive(self) -> None:
@@ -115,6 +123,7 @@ class ContextAnalyzer:
             update_ratio=self._scalars["update_ratio"],
             text_length=self._scalars["text_length"],
             scales={name: self._scales(name) for name in self._series if name in _SCALED},
+            forecast=None if self._forecaster is None else self._forecaster.forecast(),
         )
 
     def _scales(self, name: str) -> Scales:
@@ -181,6 +190,7 @@ class ContextAnalyzer:
             "nonfinite_run": self._nonfinite_run,
             "step": self._step,
             "phases": self.phases.state_dict(),
+            "forecaster": None if self._forecaster is None else self._forecaster.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -190,6 +200,9 @@ class ContextAnalyzer:
             raise ValueError("state of the attention report has another length; it is of another version")
         scalars = {name: float(state["scalars"][name]) for name in self._scalars}
         self.phases.load_state_dict(state["phases"])
+        # A run may be resumed with the forecasts switched on or off: they then begin anew.
+        if self._forecaster is not None and state["forecaster"] is not None:
+            self._forecaster.load_state_dict(state["forecaster"])
         self._series = {
             name: deque(((int(s), float(v)) for s, v in values), maxlen=self._history_size)
             for name, values in state["series"].items()

@@ -37,6 +37,10 @@ class RunFilters:
         self._knobs: dict[str, float] = {}
         self.reports: dict[str, FilterReport] = {}
 
+    def metric(self, name: str) -> MetricFilter:
+        """The filter of ``loss``, ``grad_norm`` or ``attention_diag``."""
+        return self._filters[name]
+
     def observe(self, observation: Observation, knobs: Mapping[str, float]) -> None:
         """Take in one step, made with ``knobs``."""
         self._note_moves(knobs)
@@ -75,6 +79,10 @@ class RunFilters:
         """Probability that ``moves`` (from, to) made the metric's slope better than it would be; 0.5 is "no idea"."""
         logs = {name: math.log(new / old) for name, (old, new) in moves.items() if name in KNOBS}
         return self._filters[metric].helped(logs)
+
+    def seen(self, metric: str) -> int:
+        """Usable values of the metric so far."""
+        return self._filters[metric].count
 
     def begin_anew(self) -> None:
         """The losses mean something else now, or earlier weights are back."""

@@ -280,6 +280,17 @@ class MetricFilter:
         """Learned variance of the slope's change per step, in units of the noise's."""
         return math.exp(self._memory.log_drift)
 
+    @property
+    def latent(self) -> tuple[float, float, float, float]:
+        """Level and slope per step, and the standard deviation of each, in latent units; 0 before the first value."""
+        level_std, slope_std = (math.sqrt(max(float(self._p[at, at]), 0.0)) for at in (0, 1))
+        return float(self._x[0]), float(self._x[1]), level_std, slope_std
+
+    @property
+    def effect_prior(self) -> float:
+        """Standard deviation of the effect of a knob that was never turned, as ``effect`` has it; its mean is 0."""
+        return math.sqrt(max(self._effect_variance(), 0.0))
+
     def update(self, step: int, value: float | None, moves: Mapping[str, float] | None = None) -> FilterReport | None:
         """Take in one step, and say what is known; None before the first usable value.
 
@@ -351,8 +362,7 @@ class MetricFilter:
 
         The prior is as wide as the slope itself, and at least as noise would show it, so it has the metric's unit.
         """
-        slope, sure = float(self._x[1]), float(self._p[1, 1])
-        prior = slope * slope + sure + _SLOPE_PRIOR**2 * self._memory.noise
+        prior = self._effect_variance()
         for at, move in enumerate(turned, start=2):
             known = float(self._p[at, at])
             if move and known == 0.0:
@@ -361,6 +371,10 @@ class MetricFilter:
                 # Small steps of a smooth law must not wash out what bold ones taught.
                 share = _EFFECT_DRIFT * min(1.0, abs(move) / _BOLD)
                 self._p[at, at] = max(known, min(prior, known + share * prior))
+
+    def _effect_variance(self) -> float:
+        slope, sure = float(self._x[1]), float(self._p[1, 1])
+        return slope * slope + sure + _SLOPE_PRIOR**2 * self._memory.noise
 
     def _see(self, value: float, latent: float) -> tuple[float, bool]:
         """Correct by one value; its surprise, and whether a lasting change was found."""

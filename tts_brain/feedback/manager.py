@@ -24,6 +24,8 @@ _RISING_Z = 3.0
 # moves of the micro-Tacotron's rate whose harm is known, these take back twice as many bad ones as the level alone
 # and 3 % of the good ones (benchmarks/bench/component_judge.py).
 _HELPED_LITTLE, _HELPED_NOT = 0.15, 0.05
+# Losses seen before the move that its verdict must rest on: the first steps of a run fall as they never will again.
+_FILTER_SETTLED = 40
 # Standard error of a median over that of a mean, under normal noise.
 _MEDIAN_ERROR = 1.25
 
@@ -41,6 +43,7 @@ class Trial:
         loss_slope: rise per step up to the move; 0 unless the loss was surely rising.
         loss_noise: of one value, before the move.
         loss_count: values that the level rests on.
+        loss_seen: values that the filter of the loss had seen.
     """
 
     step: int
@@ -51,6 +54,7 @@ class Trial:
     loss_slope: float = 0.0
     loss_noise: float = 0.0
     loss_count: int = 0
+    loss_seen: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +113,7 @@ class FeedbackLoopManager:
         """
         before = [(s, v) for s, v in series if step - self._trial_steps < s <= step and math.isfinite(v)]
         attention = math.nan if context.attention is None else context.attention.attention_diag
-        self.trial = Trial(step, dict(moves), attention, context.grad_spikes)
+        self.trial = Trial(step, dict(moves), attention, context.grad_spikes, loss_seen=self.filters.seen(LOSS))
         if len(before) >= _FEWEST:
             course = trend([s for s, _ in before], [v for _, v in before])
             slope = course.slope if course.z > _RISING_Z else 0.0
@@ -166,7 +170,7 @@ class FeedbackLoopManager:
         """
         old, new = trial.moves.get(LEARNING_RATE, (1.0, 1.0))
         # A lowered rate that has not yet stopped a divergence would else be taken back.
-        if new == old or (new < old and trial.loss_slope > 0.0):
+        if new == old or (new < old and trial.loss_slope > 0.0) or trial.loss_seen < _FILTER_SETTLED:
             return 0.5
         return self.filters.helped(LOSS, {LEARNING_RATE: (old, new)})
 
@@ -248,6 +252,7 @@ def _trial_from(state: Mapping[str, Any]) -> Trial:
         loss_slope=float(state["loss_slope"]),
         loss_noise=float(state["loss_noise"]),
         loss_count=int(state["loss_count"]),
+        loss_seen=int(state["loss_seen"]),
     )
     if trial.loss_count < 1 and math.isfinite(trial.loss_level):
         raise ValueError("the move on trial has a loss level that rests on no values")
