@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from math import inf
 from types import MappingProxyType
+from typing import Any
 
 _EMPTY: Mapping[str, float] = MappingProxyType({})
 
@@ -306,10 +307,12 @@ class Forecast:
 
     Args:
         horizons: steps ahead, rising; all fields below have one entry for each.
-        loss: quantiles (0.1, 0.5, 0.9) of the loss that moves are judged by, in its units.
-        attention_diag: the same of the smoothed ``attention_diag``, in [0, 1].
-        divergence: probability that the run has diverged by then.
-        alignment_loss: probability that an alignment that is there is lost by then; 0 without one.
+        loss: quantiles (0.1, 0.5, 0.9) of the loss that moves are judged by (the median of the five values up to then),
+            in its units.
+        attention_diag: the same of the smoothed ``attention_diag``, in [0, 1]; (0, 0.5, 1) while none was measured.
+        divergence: probability that a run that has not diverged yet will have by then.
+        alignment_loss: probability that an alignment that is there (best at least 0.3, now not under half of it) is lost
+            by then; 0 without one.
         looked_at: (step, share) of the observations that the model's attention rested on most, the largest first.
     """
 
@@ -398,6 +401,8 @@ class Decision:
         proposals: what the agents wanted.
         evidence: the numbers behind the verdict.
         applied: False in ``observe`` mode: written down, not done.
+        coordination: how the agents settled on the move: scores, shares, simulation and votes, as plain values
+            (``coordination.record``); empty where nothing was coordinated.
     """
 
     step: int
@@ -409,6 +414,7 @@ class Decision:
     proposals: tuple[Proposal, ...] = ()
     evidence: Mapping[str, float] = field(default_factory=lambda: _EMPTY)
     applied: bool = True
+    coordination: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
 
     def __post_init__(self) -> None:
         if not self.reason.strip():

@@ -12,7 +12,16 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tts_brain.types import GRAD_CLIP, GRAD_CLIP_OFF, KNOBS, LEARNING_RATE, Proposal, TrainingContext, TrainingPhase
+from tts_brain.types import (
+    GRAD_CLIP,
+    GRAD_CLIP_OFF,
+    KNOBS,
+    LEARNING_RATE,
+    Forecast,
+    Proposal,
+    TrainingContext,
+    TrainingPhase,
+)
 
 RAISE = 1.5
 SEARCH = 2.0
@@ -72,6 +81,8 @@ class LearningRateAgent:
             "rate": context.learning_rate * knobs[LEARNING_RATE],
             "update_ratio": context.update_ratio,
         }
+        if context.forecast is not None:
+            evidence |= _expected(context.forecast)
         factor, reason = self._factor(context, knobs[LEARNING_RATE], z)
         moves = {} if factor == 1.0 else {LEARNING_RATE: knobs[LEARNING_RATE] * factor}
         clip, clip_reason = _clip(context, knobs.get(GRAD_CLIP))
@@ -161,6 +172,17 @@ class LearningRateAgent:
         self._ceiling_phase = int(state["ceiling_phase"])
         self._ceiling_age = int(state["ceiling_age"])
         self._flat = int(state["flat"])
+
+
+def _expected(forecast: Forecast) -> dict[str, float]:
+    """What the temporal model says, and on which step its attention rested most."""
+    step, share = forecast.looked_at[0] if forecast.looked_at else (0, 0.0)
+    return {
+        "expected_loss": forecast.loss[0][1],
+        "divergence": forecast.divergence[0],
+        "looked_at_step": float(step),
+        "looked_at_share": share,
+    }
 
 
 def _direction(context: TrainingContext) -> float | None:

@@ -35,7 +35,7 @@ class ContextAnalyzer:
         stability_threshold: relative noise of the loss (noise / level spread over the window) under which the
             run counts as stable.
         phase_stickiness: see ``PhaseClassifier``.
-        forecasts: also ask the temporal model.
+        forecasts: also ask the temporal model, which looks at the newest 100 steps whatever ``history_size`` is.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class ContextAnalyzer:
         self._window = trend_window
         self._stability_threshold = stability_threshold
         self.phases = PhaseClassifier(phase_classifier_components, phase_stickiness, history_size)
-        self._forecaster = TemporalForecaster(history_size) if forecasts else None
+        self._forecaster = TemporalForecaster() if forecasts else None
         self._series: dict[str, deque[tuple[int, float]]] = {}
         self._attention: AttentionReport | None = None
         self._best_attention = 0.0
