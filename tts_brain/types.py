@@ -311,8 +311,8 @@ class Forecast:
             in its units.
         attention_diag: the same of the smoothed ``attention_diag``, in [0, 1]; (0, 0.5, 1) while none was measured.
         divergence: probability that a run that has not diverged yet will have by then.
-        alignment_loss: probability that an alignment that is there (best at least 0.3, now not under half of it) is lost
-            by then; 0 without one.
+        alignment_loss: probability that an alignment that is there (best at least 0.3, now not under half of it) is
+            lost by then; 0 without one.
         looked_at: (step, share) of the observations that the model's attention rested on most, the largest first.
     """
 

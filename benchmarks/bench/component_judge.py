@@ -87,7 +87,7 @@ class _Watcher:
 
 def rows(quick: bool = False) -> list[Row]:
     """Rank of bad moves over good ones, and which of either are taken back."""
-    runs = 6 if quick else 32
+    runs = 6 if quick else 24
     some = [case for at in MOVED_AT[: 1 if quick else None] for case in cases(SEED + at, at, runs)]
     bad = [case for case in some if case.harm > _CLEAR]
     good = [case for case in some if case.harm < -_CLEAR]
