@@ -17,6 +17,7 @@ from tts_brain.types import (
     GRAD_CLIP_OFF,
     KNOBS,
     LEARNING_RATE,
+    FilterReport,
     Forecast,
     Proposal,
     TrainingContext,
@@ -82,7 +83,7 @@ class LearningRateAgent:
             "update_ratio": context.update_ratio,
         }
         if context.forecast is not None:
-            evidence |= _expected(context.forecast)
+            evidence |= _expected(context.forecast, context.filtered.get("loss"))
         factor, reason = self._factor(context, knobs[LEARNING_RATE], z)
         moves = {} if factor == 1.0 else {LEARNING_RATE: knobs[LEARNING_RATE] * factor}
         clip, clip_reason = _clip(context, knobs.get(GRAD_CLIP))
@@ -174,15 +175,16 @@ class LearningRateAgent:
         self._flat = int(state["flat"])
 
 
-def _expected(forecast: Forecast) -> dict[str, float]:
-    """What the temporal model says, and on which step its attention rested most."""
+def _expected(forecast: Forecast, loss: FilterReport | None) -> dict[str, float]:
+    """What the temporal model says, in units of the loss's noise, and on which step its attention rested most.
+
+    Rounded, as the last digits hang on the loss's unit, and no record of a decision may.
+    """
     step, share = forecast.looked_at[0] if forecast.looked_at else (0, 0.0)
-    return {
-        "expected_loss": forecast.loss[0][1],
-        "divergence": forecast.divergence[0],
-        "looked_at_step": float(step),
-        "looked_at_share": share,
-    }
+    said = {"divergence": forecast.divergence[0], "looked_at_step": float(step), "looked_at_share": share}
+    if loss is not None and loss.noise > 0.0:
+        said["expected_rise"] = (forecast.loss[0][1] - loss.level) / loss.noise
+    return {name: round(value, 3) for name, value in said.items()}
 
 
 def _direction(context: TrainingContext) -> float | None:
