@@ -111,6 +111,58 @@ def test_one_step_in_full() -> None:
     assert "restored the snapshot" in told(run(), step=210)
 
 
+COORDINATION: dict[str, Any] = {
+    "criteria": {"convergence": {"score": 0.98, "reason": "the loss falls (z -2.1)"}},
+    "equilibrium": {
+        "kind": "pure",
+        "count": 2,
+        "candidates": 5,
+        "shares": {"learning_rate": 0.5},
+        "gains": {"learning_rate": {"wish": 0.29, "strain": -0.1}},
+    },
+    "risk": {
+        "size": 0.5,
+        "budget": 0.25,
+        "left_out": {"mel_weight": "mel_weight up: about 5 of 5 such moves hurt"},
+        **{"divergence": 0.031, "divergence_held": 0.0, "alignment_loss": 0.0, "alignment_loss_held": 0.0},
+        **{"gain": 1.2, "cvar": -3.4, "draws": 256},
+    },
+    "vote": {"yes": ["learning_rate", "window"], "no": ["simulation"], "needed": 4, "approved": False},
+    "notes": ["learning_rate is heard again"],
+}
+
+
+def test_one_step_tells_how_the_agents_settled() -> None:
+    text = told([decision(40, "accept", "loss falls", after=1.5, coordination=COORDINATION)], step=40)
+    for words in (
+        "convergence 0.98: the loss falls (z -2.1)",
+        "learning_rate plays 50% of its proposal; worth: wish 0.29, strain −0.1",
+        "pure equilibrium, 2 pure in all",
+        "left out mel_weight: mel_weight up: about 5 of 5 such moves hurt",
+        "3.1% of 256 plays diverge, 0.0% if all is held",
+        "cut to 50%: 25.0% of the plays may go wrong by it",
+        "no: simulation",
+        "no quorum, 4 yes needed",
+        "learning_rate is heard again",
+    ):
+        assert words in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        None,
+        "x",
+        [],
+        {"criteria": 3, "equilibrium": [], "risk": "x", "vote": None, "notes": 7},
+        {"criteria": {"a": None}, "equilibrium": {"shares": {"b": "x"}}, "risk": {"draws": None, "size": "nan"}},
+    ],
+)
+def test_a_decision_without_coordination_or_with_a_strange_one_is_told_all_the_same(strange: Any) -> None:
+    assert "learning_rate 1.00 → 1.50" in told([decision(40, "accept", "x", 1.5, coordination=strange)], step=40)
+    assert "Criteria" not in told([decision(40, "accept", "x", 1.5)], step=40)
+
+
 def test_a_step_without_a_decision_names_the_nearest() -> None:
     assert "No decision was taken at step 183; the nearest are at step 180, 190, 170." in told(run(), step=183)
     assert "none was taken at all" in told(run()[:1], step=5)

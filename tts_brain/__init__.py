@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tts_brain.attention.supervisor import DynamicAttentionSupervisor
     from tts_brain.config import BrainConfig
     from tts_brain.context.analyzer import ContextAnalyzer
+    from tts_brain.coordination.optimizer import MultiAgentOptimizer
     from tts_brain.coordination.risk import RiskAssessor
     from tts_brain.feedback.manager import FeedbackLoopManager
     from tts_brain.feedback.rollback import RollbackManager
@@ -43,6 +44,7 @@ __all__ = [
     "FeedbackLoopManager",
     "Knob",
     "Mode",
+    "MultiAgentOptimizer",
     "Observation",
     "Proposal",
     "RiskAssessor",
@@ -61,6 +63,7 @@ _HOMES = {
     "ContextAwareTrainingManager": "manager",
     "DynamicAttentionSupervisor": "attention.supervisor",
     "FeedbackLoopManager": "feedback.manager",
+    "MultiAgentOptimizer": "coordination.optimizer",
     "RiskAssessor": "coordination.risk",
     "RollbackManager": "feedback.rollback",
 }

@@ -14,6 +14,7 @@ import yaml
 from tts_brain.types import KNOBS, TVERSKY_ALPHA, TVERSKY_BETA, Mode
 
 _MODES = tuple(mode.value for mode in Mode)
+_COORDINATION = ("none", "average", "full")
 _SNAPSHOT_PLACES = ("memory", "disk")
 _COUNTS = (
     "decide_every",
@@ -60,8 +61,13 @@ class BrainConfig:
 
     # what may be steered: comma-separated knob names, or "all"
     knobs: str = "all"
-    max_learning_rate: float = 3e-3
+    max_learning_rate: float = 5e-3
     max_move_risk: float = 0.4
+
+    # MultiAgentOptimizer and the simulation of RiskAssessor
+    coordination: str = "full"
+    consensus_threshold: float = 0.67
+    risk_draws: int = 256
 
     # monitor
     trial_steps: int = 20
@@ -79,11 +85,13 @@ class BrainConfig:
 
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, _MODES)
+        _one_of("coordination", self.coordination, _COORDINATION)
         _one_of("snapshot_place", self.snapshot_place, _SNAPSHOT_PLACES)
         for name in _COUNTS:
             _whole(name, getattr(self, name), 1, 10**7)
         for name in ("cooldown_steps", "max_rollbacks_in_a_row"):
             _whole(name, getattr(self, name), 0, 10**7)
+        _whole("risk_draws", self.risk_draws, 20, 10**5)
         _whole("seed", self.seed, 0, 2**31 - 1)
         _whole("history_size", self.history_size, 10, 10**6)
         _whole("trend_window", self.trend_window, 4, self.history_size)
@@ -100,6 +108,7 @@ class BrainConfig:
         _number("adaptation_rate", self.adaptation_rate, 0.0, 1.0, open_low=True)
         _number("max_learning_rate", self.max_learning_rate, 0.0, 1.0, open_low=True)
         _number("max_move_risk", self.max_move_risk, 0.0, 1.0)
+        _number("consensus_threshold", self.consensus_threshold, 0.5, 1.0, open_low=True)
         _number("rollback_rate_factor", self.rollback_rate_factor, 0.0, 1.0, open_low=True)
         _number("divergence_sigmas", self.divergence_sigmas, 1.0, 1e6)
         self.knob_names()

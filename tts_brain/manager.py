@@ -4,7 +4,7 @@ Observation ─▶ ContextAnalyzer ─▶ TrainingContext
 every ``decide_every`` steps:
     broken?      ─▶ ROLL_BACK (full mode)
     move open?   ─▶ judge it on what came after ─▶ UNDO, or wait
-    agents       ─▶ Proposals ─▶ limits ─▶ RiskAssessor ─▶ ACCEPT or HOLD
+    agents       ─▶ Proposals ─▶ limits ─▶ equilibrium ─▶ risk ─▶ vote ─▶ ACCEPT or HOLD
 """
 
 from __future__ import annotations
@@ -13,12 +13,15 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from tts_brain.agents import Agent, build_agents
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
-from tts_brain.coordination.risk import RiskAssessor
+from tts_brain.coordination.optimizer import Coordination, MultiAgentOptimizer, averaged
+from tts_brain.coordination.outlook import dynamics
+from tts_brain.coordination.risk import RiskAssessor, Weighed
 from tts_brain.feedback.manager import FeedbackLoopManager, Trial
 from tts_brain.losses.controller import AdaptiveLossController
 from tts_brain.types import (
@@ -71,7 +74,11 @@ class ContextAwareTrainingManager:
             config.initial_guided_weight, config.tversky_A, config.tversky_B, config.adaptation_rate
         )
         self.agents: tuple[Agent, ...] = build_agents(config, self.losses)
-        self.risk = RiskAssessor()
+        self.optimizer = MultiAgentOptimizer(
+            len(self.agents), config.consensus_threshold, agents=[agent.name for agent in self.agents]
+        )
+        # A move that hurts is judged after one length of a trial, and is undone and gone within about another.
+        self.risk = RiskAssessor(config.max_move_risk, config.risk_draws, 2 * config.trial_steps, config.seed)
         self.feedback = FeedbackLoopManager(
             config.trial_steps, config.divergence_sigmas, config.lost_alignment_steps, self.loss_name
         )
@@ -108,7 +115,7 @@ class ContextAwareTrainingManager:
 
     def observe(self, observation: Observation) -> None:
         """Take in one optimizer step."""
-        self.analyzer.observe(observation)
+        self.analyzer.observe(observation, self.knobs)
         self.feedback.observe(observation, self.knobs)
         if observation.stop is not None:
             self.losses.observe(observation.stop)
@@ -196,39 +203,63 @@ class ContextAwareTrainingManager:
         )
 
     def _weigh(self, context: TrainingContext, proposals: tuple[Proposal, ...]) -> Decision:
-        trial = self.feedback.trial
-        after = dict(self.knobs)
-        for agent, proposal in zip(self.agents, proposals, strict=True):
-            for name, wanted in proposal.moves.items():
-                if name not in after or name not in agent.owns:
-                    continue
-                if trial is None:
-                    after[name] = KNOBS[name].limit(after[name], wanted)
-                elif name not in trial.moves:
-                    after[name] = _drift(name, after[name], wanted)
-        risk = self.risk.assess(context, self.knobs, after)
+        wanted = self._within_limits(proposals)
+        settled = self._coordinate(context, proposals, wanted)
+        after = {name: self._moved_by(settled.moves.get(name, 0.0), name, wanted) for name in self.knobs}
+        risk = self.risk.assess(context, self.knobs, {**self.knobs, **wanted})
         evidence = {"risk": risk.probability, "certainty": context.certainty}
-        vetoed = ""
-        if risk.probability > self.config.max_move_risk:
-            after = self._without_risky_part(context, after)
-            vetoed = f"too risky ({risk.probability:.0%}), left out: {risk.reason}; "
         moved = _moved(self.knobs, after)
+        # Without a move all agents have their say, else those whose knobs move.
+        speakers = [p.reason for p in proposals if not moved or set(p.moves) & set(moved)]
+        reason = "; ".join([*settled.cuts, *speakers])
         if not moved:
-            return self._hold(context, vetoed + "; ".join(p.reason for p in proposals), proposals, evidence)
+            return self._hold(context, reason, proposals, evidence, settled.record)
         after = {name: after[name] if name in moved else old for name, old in self.knobs.items()}
-        movers = [p.reason for p in proposals if set(p.moves) & set(moved)]
-        decision = self._decision(context, Verdict.ACCEPT, vetoed + "; ".join(movers), proposals, after, evidence)
+        decision = self._decision(context, Verdict.ACCEPT, reason, proposals, after, evidence, settled.record)
         bold = {n: (self.knobs[n], after[n]) for n in moved if abs(math.log(after[n] / self.knobs[n])) > _BOLD_MOVE}
         if decision.applied and bold:
             self.feedback.open(context.step, bold, context, self.analyzer.series(self.loss_name))
         return decision
 
-    def _without_risky_part(self, context: TrainingContext, after: dict[str, float]) -> dict[str, float]:
-        limit = self.config.max_move_risk
-        return {
-            name: old if self.risk.assess(context, {name: old}, {name: new}).probability > limit else new
-            for (name, old), new in zip(self.knobs.items(), after.values(), strict=True)
+    def _within_limits(self, proposals: tuple[Proposal, ...]) -> dict[str, float]:
+        """What the agents want of the knobs that may move now, within the knobs' limits."""
+        trial = self.feedback.trial
+        wanted = {}
+        for agent, proposal in zip(self.agents, proposals, strict=True):
+            for name, value in proposal.moves.items():
+                if name not in self.knobs or name not in agent.owns:
+                    continue
+                if trial is None:
+                    wanted[name] = KNOBS[name].limit(self.knobs[name], value)
+                elif name not in trial.moves:
+                    wanted[name] = _drift(name, self.knobs[name], value)
+        return wanted
+
+    def _coordinate(
+        self, context: TrainingContext, proposals: tuple[Proposal, ...], wanted: Mapping[str, float]
+    ) -> Coordination:
+        """The joint move, as log multipliers: the agents' wishes, less what they, the risk and the vote cut."""
+        wishes = {
+            agent.name: {name: math.log(wanted[name] / self.knobs[name]) for name in agent.owns if name in wanted}
+            for agent in self.agents
         }
+        if self.config.coordination == "full":
+            return self.optimizer.coordinate(context, proposals, self.knobs, wishes, partial(self._simulate, context))
+        plain = averaged(wishes) if self.config.coordination == "average" else _joined(wishes)
+        weighed = self.risk.weigh(context, plain, None)
+        return Coordination(weighed.moves, weighed.notes, {})
+
+    def _simulate(self, context: TrainingContext, moves: Mapping[str, float]) -> Weighed:
+        filters = self.feedback.filters
+        course = dynamics(filters, context.best_attention_diag, self.config.divergence_sigmas)
+        return self.risk.weigh(context, moves, course)
+
+    def _moved_by(self, move: float, name: str, wanted: Mapping[str, float]) -> float:
+        """Value of a knob after ``move``: the very value that was wanted where nothing was cut."""
+        old = self.knobs[name]
+        if name in wanted and move == math.log(wanted[name] / old):
+            return wanted[name]
+        return KNOBS[name].limit(old, old * math.exp(move))
 
     def _hold(
         self,
@@ -236,8 +267,9 @@ class ContextAwareTrainingManager:
         reason: str,
         proposals: tuple[Proposal, ...] = (),
         evidence: Mapping[str, float] | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> Decision:
-        return self._decision(context, Verdict.HOLD, reason, proposals, None, evidence)
+        return self._decision(context, Verdict.HOLD, reason, proposals, None, evidence, record)
 
     def _decision(
         self,
@@ -247,6 +279,7 @@ class ContextAwareTrainingManager:
         proposals: tuple[Proposal, ...] = (),
         after: Mapping[str, float] | None = None,
         evidence: Mapping[str, float] | None = None,
+        record: Mapping[str, Any] | None = None,
     ) -> Decision:
         before = dict(self.knobs)
         applied = self.moves_allowed
@@ -260,6 +293,7 @@ class ContextAwareTrainingManager:
             proposals=proposals,
             evidence=dict(evidence or {}),
             applied=applied,
+            coordination=dict(record or {}),
         )
 
     @property
@@ -312,6 +346,7 @@ class ContextAwareTrainingManager:
             "analyzer": self.analyzer.state_dict(),
             "controller": self.losses.state_dict(),
             "agents": {agent.name: agent.state_dict() for agent in self.agents},
+            "optimizer": self.optimizer.state_dict(),
             "risk": self.risk.state_dict(),
             "feedback": self.feedback.state_dict(),
             "rollbacks_in_a_row": self._rollbacks_in_a_row,
@@ -350,6 +385,7 @@ class ContextAwareTrainingManager:
         self.losses.load_state_dict(state["controller"])
         for agent in self.agents:
             agent.load_state_dict(state["agents"][agent.name])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.risk.load_state_dict(state["risk"])
         self.feedback.load_state_dict(state["feedback"])
         self._rollbacks_in_a_row = int(state["rollbacks_in_a_row"])
@@ -358,6 +394,10 @@ class ContextAwareTrainingManager:
         self._last_decision = int(state["last_decision"])
         self._gave_up = state["gave_up"]
         self.knobs = {name: KNOBS[name].limit(value, value) for name, value in knobs.items()}
+
+
+def _joined(wishes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {name: move for moves in wishes.values() for name, move in moves.items()}
 
 
 def _drift(name: str, old: float, wanted: float) -> float:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tts_brain.journal import to_plain
+from tts_brain.report.coordination import coordination_lines
 from tts_brain.report.story import (
     Entry,
     Record,
@@ -158,6 +159,11 @@ def _in_full(console: Console, record: Record) -> None:
     _decision(console, record)
     if record.get("evidence"):
         _say(console, f"evidence: {evidence_text(record['evidence'])}", indent=4)
+    for title, lines in coordination_lines(record.get("coordination")):
+        console.print()
+        _say(console, (title, "bold"))
+        for line in lines:
+            _say(console, line, indent=2)
     console.print()
     proposals = record.get("proposals") or ()
     _say(console, ("Proposals" if proposals else "No agent proposed anything.", "bold"))

@@ -1,0 +1,70 @@
+"""One decision's coordination as plain values, short enough to be written at every decision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from tts_brain.coordination.criteria import Criteria
+from tts_brain.coordination.equilibrium import Equilibrium
+from tts_brain.coordination.game import Game
+from tts_brain.coordination.risk import Weighed
+from tts_brain.coordination.vote import Ballot, Outcome
+
+_DIGITS = 4
+
+
+def record_of(
+    scores: Criteria,
+    one: Game,
+    settled: Equilibrium,
+    gains: Mapping[str, Mapping[str, float]],
+    weighed: Weighed,
+    ballots: Sequence[Ballot],
+    outcome: Outcome,
+) -> dict[str, Any]:
+    """What ``tts-brain explain`` shows; numbers to four decimals, terms of 0 left out. Where nothing was to be moved,
+    the scores alone."""
+    record: dict[str, Any] = {
+        "criteria": {name: {"score": _short(c.score), "reason": c.reason} for name, c in scores.by_name.items()}
+    }
+    if any(len(each) > 1 for each in one.shares):
+        record["equilibrium"] = {
+            "kind": settled.kind,
+            "count": settled.pure_count,
+            "candidates": max(len(each) for each in one.shares),
+            "shares": {
+                agent: each[at]
+                for agent, each, at in zip(one.agents, one.shares, settled.play, strict=True)
+                if len(each) > 1
+            },
+            "gains": {
+                agent: {name: _short(gain) for name, gain in each.items() if _short(gain)}
+                for agent, each in gains.items()
+            },
+        }
+        record["risk"] = {"size": weighed.size, "budget": _short(weighed.budget)}
+        if weighed.left_out:
+            record["risk"]["left_out"] = dict(weighed.left_out)
+        if weighed.outlook is not None:
+            record["risk"] |= {name: _short(value) for name, value in asdict(weighed.outlook).items()}
+        record["vote"] = _vote(ballots, outcome)
+    if outcome.notes:
+        record["notes"] = list(outcome.notes)
+    return record
+
+
+def _vote(ballots: Sequence[Ballot], outcome: Outcome) -> dict[str, Any]:
+    said = {name: [b.voter for b in ballots if b.approve is answer] for name, answer in _ANSWERS.items()}
+    vote: dict[str, Any] = {name: voters for name, voters in said.items() if voters}
+    if outcome.muted:
+        vote["muted"] = list(outcome.muted)
+    return vote | {"needed": outcome.needed, "approved": outcome.approved}
+
+
+_ANSWERS = {"yes": True, "no": False, "abstained": None}
+
+
+def _short(value: float) -> float:
+    return round(value, _DIGITS)
