@@ -69,6 +69,7 @@ class _Watcher:
     def __init__(self, factor: float) -> None:
         self.knobs, self._new = {LEARNING_RATE: 1.0}, factor
         self._analyzer, self._feedback = ContextAnalyzer(), FeedbackLoopManager(TRIAL)
+        self._by_level = FeedbackLoopManager(TRIAL)  # its filter is shown nothing, so that it goes by the level alone
         self.said = (math.nan, math.nan, False)
 
     def see(self, observation: Any, moved_at: int) -> None:
@@ -77,12 +78,14 @@ class _Watcher:
         series = self._analyzer.series("mel")
         if observation.step == moved_at:
             move = {LEARNING_RATE: (1.0, self._new)}
-            self._feedback.open(moved_at, move, self._analyzer.context(), series)
+            for judge in (self._feedback, self._by_level):
+                judge.open(moved_at, move, self._analyzer.context(), series)
             self.knobs = {LEARNING_RATE: self._new}
         elif observation.step == moved_at + TRIAL:
-            judgement = self._feedback.judge(self._analyzer.context(), series)
-            said = judgement.evidence
-            self.said = (said.get("loss_change_z", math.nan), said.get("helped", 0.5), judgement.kept is False)
+            judgement, plain = (
+                judge.judge(self._analyzer.context(), series) for judge in (self._feedback, self._by_level)
+            )
+            self.said = (plain.evidence["loss_change_z"], judgement.evidence["helped"], judgement.kept is False)
 
 
 def rows(quick: bool = False) -> list[Row]:
