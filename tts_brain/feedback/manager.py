@@ -21,8 +21,8 @@ _LAST_BAD = 5
 _FEWEST = 4
 _RISING_Z = 3.0
 # Probability that a move helped, under which it is taken back at the end of its trial, and from the middle of it on. On
-# moves of the micro-Tacotron's rate whose harm is known, these take back three times as many bad ones as the level alone
-# and 7 % of the good ones (benchmarks/bench/component_judge.py).
+# moves of the micro-Tacotron's rate whose harm is known, these take back three times as many bad ones as the level
+# alone, and 7 % of the good ones (benchmarks/bench/component_judge.py).
 _HELPED_LITTLE, _HELPED_NOT = 0.15, 0.05
 # Losses seen before the move that its verdict must rest on: the first steps of a run fall as they never will again.
 _FILTER_SETTLED = 40
