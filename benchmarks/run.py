@@ -11,7 +11,7 @@ NAME is one of:
     align       steps to an alignment and to speech: host default, constants, schedules, the brain and its parts
     noharm      from the best constants of align: with and without the brain
     rescue      40 bad starts: host default, the best constants of align, the brain
-    components  filter, trends, phases and their time, each alone against the simplest alternative; no training
+    components  each part of the context and the coordination against the simplest alternative; trains micro models only
 
 A benchmark that was stopped goes on with the cells that are missing. Results are JSON lines, one per cell, in
 ``--json`` (default: ``benchmarks/results/NAME-CORPUS.jsonl``); the table of medians is printed at the end.

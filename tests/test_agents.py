@@ -216,6 +216,10 @@ def test_after_an_undone_raise_the_rate_stays_below_it_until_a_later_phase() -> 
     assert rate_wish(agent, multiplier, loss_z=-5.0, phase=TrainingPhase.REFINEMENT) > multiplier
 
 
+def test_a_rate_whose_product_rounds_to_nothing_is_left_alone() -> None:
+    assert rate_wish(LearningRateAgent(), 0.5, learning_rate=5e-324) == 0.5
+
+
 def test_the_ceiling_is_tried_again_some_day() -> None:
     agent = LearningRateAgent(max_learning_rate=1.0)
     agent.learn({LEARNING_RATE: (2.0, 3.0)}, context(), kept=False)

@@ -440,6 +440,28 @@ def test_while_gradients_spike_the_agents_make_part_of_their_wishes_and_else_all
     assert min(shares[False]) < 1.0
 
 
+def test_what_a_decision_was_taken_on_is_kept_until_an_earlier_state_comes_back() -> None:
+    manager, seen = make_manager(), list(observations([Stretch(30, slope=-0.05)]))
+    for observation in seen[:10]:
+        show(manager, observation)
+    kept, state = manager.decided_on, manager.state_dict()
+    assert kept.step == 10 and kept is manager.decided_on
+    manager.observe(seen[10])
+    assert manager.decided_on is kept and manager.context().step == 11
+    manager.load_state_dict(json.loads(json.dumps(state)))
+    assert manager.decided_on is not kept and manager.decided_on.step == 10
+
+
+def test_without_forecasts_there_are_none_and_a_state_with_them_is_read() -> None:
+    course = [Stretch(60, slope=-0.05)]
+    with_them, without = make_manager(), make_manager(forecasts=False)
+    drive(with_them, observations(course))
+    drive(without, observations(course))
+    assert with_them.context().forecast is not None and without.context().forecast is None
+    for source, target in ((with_them, without), (without, with_them)):
+        target.load_state_dict(json.loads(json.dumps(source.state_dict())))
+
+
 def test_what_was_settled_stands_in_the_decision_and_in_its_order() -> None:
     decisions = [d for d in drive(make_manager(), observations(EVENTFUL)) if d.coordination]
     assert all(list(d.coordination)[:1] == ["criteria"] for d in decisions)

@@ -35,19 +35,23 @@ def numbers(forecast: Forecast) -> list[float]:
     return [value for part in nested for row in part for value in row] + [share for _, share in forecast.looked_at]
 
 
-def check(forecast: Forecast | None) -> None:
-    """What holds for every forecast."""
+def sound(forecast: Forecast | None) -> bool:
+    """What holds for every forecast, and for none."""
     if forecast is None:
-        return
-    assert all(math.isfinite(value) for value in numbers(forecast))
-    assert forecast.horizons == HORIZONS
-    for low, middle, high in (*forecast.loss, *forecast.attention_diag):
-        assert low <= middle <= high
-    assert all(0.0 <= value <= 1.0 for row in forecast.attention_diag for value in row)
-    for chances in (forecast.divergence, forecast.alignment_loss):
-        assert all(0.0 <= chance <= 1.0 for chance in chances) and list(chances) == sorted(chances)
+        return True
+    bands = (*forecast.loss, *forecast.attention_diag)
+    chances = (forecast.divergence, forecast.alignment_loss)
     shares = [share for _, share in forecast.looked_at]
-    assert shares == sorted(shares, reverse=True) and 0.0 < sum(shares) <= 1.0 + 1e-9
+    return (
+        all(math.isfinite(value) for value in numbers(forecast))
+        and forecast.horizons == HORIZONS
+        and all(low <= middle <= high for low, middle, high in bands)
+        and all(0.0 <= value <= 1.0 for row in forecast.attention_diag for value in row)
+        and all(0.0 <= chance <= 1.0 for row in chances for chance in row)
+        and all(list(row) == sorted(row) for row in chances)
+        and shares == sorted(shares, reverse=True)
+        and 0.0 < sum(shares) <= 1.0 + 1e-9
+    )
 
 
 anything = st.floats(allow_nan=True, allow_infinity=True)
@@ -74,9 +78,9 @@ def test_whatever_is_observed_is_borne(run: list[Observation], in_order: bool, k
     made = TemporalForecaster()
     for at, observation in enumerate(run):
         made.observe(replace(observation, step=at + 1) if in_order else observation, knobs)
-        check(made.forecast())
+        assert sound(made.forecast())
     made.load_state_dict(json.loads(json.dumps(made.state_dict())))
-    check(made.forecast())
+    assert sound(made.forecast())
 
 
 @given(st.lists(wild, min_size=20, max_size=40), st.booleans())
@@ -84,7 +88,7 @@ def test_whatever_is_observed_is_borne(run: list[Observation], in_order: bool, k
 def test_whatever_the_losses_are_the_forecast_is_finite(losses: list[float], mel: bool) -> None:
     run = [Observation(at + 1, {"mel" if mel else "total": loss}) for at, loss in enumerate(losses)]
     found = forecaster(run).forecast()
-    check(found)
+    assert sound(found)
     assert (found is None) == (sum(abs(loss) <= 1e38 for loss in losses) < 20)
 
 
@@ -197,7 +201,7 @@ def test_a_step_back_forgets_what_came_after_it() -> None:
 
 def test_steps_left_out_leave_holes() -> None:
     found = forecaster([o for o in RUN[:120] if not 40 < o.step <= 70]).forecast()
-    check(found)
+    assert sound(found)
     assert found is not None and not any(50 <= step <= 70 for step, _ in found.looked_at)
 
 
@@ -255,7 +259,7 @@ def test_sizes() -> None:
     assert len(names()) == FEATURES
     with pytest.raises(ValueError, match="size=33"):
         TemporalForecaster(33)
-    check(forecaster(RUN, 40).forecast())
+    assert sound(forecaster(RUN, 40).forecast())
 
 
 def test_the_weights_are_small_and_have_a_card() -> None:

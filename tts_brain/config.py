@@ -50,6 +50,7 @@ class BrainConfig:
     trend_window: int = 20
     stability_threshold: float = 0.05
     phase_stickiness: float = 0.9
+    forecasts: bool = True
 
     # AdaptiveLossController and DynamicAttentionSupervisor; the guided weight is in normalised units
     initial_guided_weight: float = 4.5
@@ -96,6 +97,8 @@ class BrainConfig:
         _whole("history_size", self.history_size, 10, 10**6)
         _whole("trend_window", self.trend_window, 4, self.history_size)
         _whole("phase_classifier_components", self.phase_classifier_components, 4, 4)
+        if not isinstance(self.forecasts, bool):
+            raise ValueError(f"forecasts={self.forecasts!r} is neither true nor false; write forecasts: true")
         _number("stability_threshold", self.stability_threshold, 0.0, 10.0, open_low=True)
         _number("phase_stickiness", self.phase_stickiness, 0.25, 1.0, open_high=True)
         guided = KNOBS["guided_weight"]

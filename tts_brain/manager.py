@@ -69,6 +69,7 @@ class ContextAwareTrainingManager:
             config.trend_window,
             config.stability_threshold,
             config.phase_stickiness,
+            config.forecasts,
         )
         self.losses = AdaptiveLossController(
             config.initial_guided_weight, config.tversky_A, config.tversky_B, config.adaptation_rate
@@ -89,6 +90,7 @@ class ContextAwareTrainingManager:
         self._cooldown_until = 0
         self._last_decision = 0
         self._gave_up = False
+        self._decided_on: TrainingContext | None = None
 
     def _start_value(self, name: str, host: Mapping[str, float]) -> float:
         half = self.config.tversky_A + self.config.tversky_B / 2
@@ -141,9 +143,14 @@ class ContextAwareTrainingManager:
             effects=filters.effects,
         )
 
+    @property
+    def decided_on(self) -> TrainingContext:
+        """The context of the newest decision; afresh where there was none yet, or an earlier state has come back."""
+        return self.context() if self._decided_on is None else self._decided_on
+
     def decide(self) -> Decision:
         """Take one decision and make it the manager's own: ``knobs`` holds the new values afterwards."""
-        context = self.context()
+        context = self._decided_on = self.context()
         self._last_decision = context.step
         self.risk.fade()
         decision = self._decide(context)
@@ -324,6 +331,7 @@ class ContextAwareTrainingManager:
         self._healthy_since = failed_at
         self._cooldown_until = failed_at + self.config.cooldown_steps
         self._last_decision = failed_at
+        self._decided_on = None
         self.regime_changed()
         self.analyzer.forgive()
         if trial is not None:
@@ -393,6 +401,7 @@ class ContextAwareTrainingManager:
         self._cooldown_until = int(state["cooldown_until"])
         self._last_decision = int(state["last_decision"])
         self._gave_up = state["gave_up"]
+        self._decided_on = None
         self.knobs = {name: KNOBS[name].limit(value, value) for name, value in knobs.items()}
 
 

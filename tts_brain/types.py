@@ -344,7 +344,7 @@ class TrainingContext:
         best_attention_diag: best smoothed value so far, 0 before the first.
         text_length: running mean of tokens per utterance; NaN when unknown.
         stop_errors: smoothed (false positive, false negative) shares of the stop token; None when unknown.
-        scales: by name, trends at several scales: ``total``, ``mel`` and ``grad_norm`` (its logarithm).
+        scales: by name, the judged loss (``mel``, or ``total`` where there is none) at several scales.
         filtered: by metric, what its Kalman filter knows: ``loss`` (the one that moves are judged by), ``grad_norm``
             (its natural logarithm) and ``attention_diag``; those seen so far.
         effects: by metric, then by knob: (mean, standard deviation) of the change in the metric's slope per step that a

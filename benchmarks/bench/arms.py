@@ -54,41 +54,14 @@ class Plain:
 
 
 @dataclass
-class Brain:
-    """The brain on the host, through the same adapter that users have.
+class _WithBrain:
+    """What holds an adapter on the run, the one that users have."""
 
-    Args:
-        settings: of the brain; none are its defaults.
-        guided: where its guided weight starts, in the host's units; None leaves the brain's own start.
-        rate: the host's; None leaves the setting's.
-        forward_sum: a constant forward-sum term of the host's, which the brain knows nothing of.
-    """
+    adapter: EspnetAdapter | None = field(default=None, kw_only=True)
 
-    settings: dict[str, Any] = field(default_factory=dict)
-    guided: float | None = None
-    rate: float | None = None
-    forward_sum: float = 0.0
-    adapter: EspnetAdapter | None = None
-
-    def attach(self, run: Training) -> None:
-        settings = dict(self.settings)
-        if self.rate is not None:
-            run.set_rate(self.rate)
-        if self.guided is not None:
-            tokens = sum(len(clip.text) + 1 for clip in run.corpus.train) / len(run.corpus.train)
-            knob = KNOBS[GUIDED_WEIGHT]
-            settings["initial_guided_weight"] = min(max(self.guided / tokens, knob.low), knob.high)
-        if self.forward_sum > 0.0:
-            ForwardSum(run.tts, self.forward_sum)
-        config = BrainConfig.from_dict(settings)
+    def put_on(self, run: Training, config: BrainConfig) -> None:
         self.adapter = EspnetAdapter(config, run.model, [run.optimizer], [None], run.options)
         self.adapter._save_sidecar = lambda epoch: None  # nothing is resumed here
-
-    def step(self, run: Training, step: int) -> None:
-        assert self.adapter is not None
-        knobs = self.adapter.session.knobs
-        run.rate_multiplier = knobs.get(LEARNING_RATE, 1.0)
-        run.guided_weight = knobs.get(GUIDED_WEIGHT)
 
     @contextmanager
     def epoch(self, run: Training, reporter: Any) -> Iterator[None]:
@@ -102,31 +75,52 @@ class Brain:
 
 
 @dataclass
-class Watched:
+class Brain(_WithBrain):
+    """The brain on the host, through the same adapter that users have.
+
+    Args:
+        settings: of the brain; none are its defaults.
+        guided: where its guided weight starts, in the host's units; None leaves the brain's own start.
+        rate: the host's; None leaves the setting's.
+        forward_sum: a constant forward-sum term of the host's, which the brain knows nothing of.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    guided: float | None = None
+    rate: float | None = None
+    forward_sum: float = 0.0
+
+    def attach(self, run: Training) -> None:
+        settings = dict(self.settings)
+        if self.rate is not None:
+            run.set_rate(self.rate)
+        if self.guided is not None:
+            tokens = sum(len(clip.text) + 1 for clip in run.corpus.train) / len(run.corpus.train)
+            knob = KNOBS[GUIDED_WEIGHT]
+            settings["initial_guided_weight"] = min(max(self.guided / tokens, knob.low), knob.high)
+        if self.forward_sum > 0.0:
+            ForwardSum(run.tts, self.forward_sum)
+        self.put_on(run, BrainConfig.from_dict(settings))
+
+    def step(self, run: Training, step: int) -> None:
+        assert self.adapter is not None
+        knobs = self.adapter.session.knobs
+        run.rate_multiplier = knobs.get(LEARNING_RATE, 1.0)
+        run.guided_weight = knobs.get(GUIDED_WEIGHT)
+
+
+@dataclass
+class Watched(_WithBrain):
     """Another arm under the eyes of a brain that touches nothing (``observe``), for the trace of the run."""
 
     arm: Plain
-    adapter: EspnetAdapter | None = None
 
     def attach(self, run: Training) -> None:
         self.arm.attach(run)
-        config = BrainConfig(mode="observe", journal_every=1)
-        self.adapter = EspnetAdapter(config, run.model, [run.optimizer], [None], run.options)
-        self.adapter._save_sidecar = lambda epoch: None
+        self.put_on(run, BrainConfig(mode="observe", journal_every=1))
 
     def step(self, run: Training, step: int) -> None:
         self.arm.step(run, step)
-
-    @contextmanager
-    def epoch(self, run: Training, reporter: Any) -> Iterator[None]:
-        assert self.adapter is not None
-        with self.adapter.epoch(reporter, None, None):
-            yield
-
-    def detach(self, run: Training) -> None:
-        if self.adapter is not None:
-            self.adapter.close("finished")
-        self.arm.detach(run)
 
 
 def recorded(arm: Any) -> Any:

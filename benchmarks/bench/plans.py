@@ -48,6 +48,8 @@ BRAINS: dict[str, dict[str, Any]] = {
     "brain without clip": _without(GRAD_CLIP),
     "brain without rollback": {"mode": "assist"},
     "brain without risk": {"max_move_risk": 1.0},
+    "brain without forecasts": {"forecasts": False},
+    "brain without coordination": {"coordination": "none"},
 }
 GRID = _grid()
 AT = "brain at "

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from tts_brain.context.reading import MAX_UPDATE_RATIO, fast_swing, slope_z
 from tts_brain.types import (
     GRAD_CLIP,
     GRAD_CLIP_OFF,
@@ -36,14 +37,10 @@ _LEVEL = 1.0
 _RISES = 3.0
 _SPIKY = 0.15
 _CALM = 0.05
-# A rate that changes a weight tensor by more than this share per step is not raised further.
-_MAX_UPDATE_RATIO = 0.02
 # At a tenth of what healthy runs show, the rate is far from where it matters, and is doubled instead.
 _TIMID_UPDATE_RATIO = 3e-4
 # Probability of divergence within 25 steps, by the temporal model, above which the rate is not raised.
 _UNSAFE = 0.2
-# Longest period, in steps, of an oscillation that is put down to the rate: an epoch's own rhythm is longer.
-_RATE_PERIOD = 12.0
 # After an undo, the rate stays this far under the one that hurt, until a later phase or for so many decisions: what a
 # rate does changes as the training goes on, and a verdict may have been wrong.
 _CEILING_SHARE, _CEILING_DECISIONS = 0.75, 15
@@ -69,7 +66,7 @@ class LearningRateAgent:
 
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
         """One move of the rate, with the clip tightened while gradients spike."""
-        z = _direction(context)
+        z = slope_z(context)
         if z is None or LEARNING_RATE not in knobs:
             return Proposal(self.name, {}, "too little seen yet to judge the rate")
         self._ceiling_age += 1
@@ -109,7 +106,7 @@ class LearningRateAgent:
         return 1.0, f"no clear direction (z {z:+.1f}): keep the rate"
 
     def _raise(self, context: TrainingContext, rate: float, z: float) -> tuple[float, str]:
-        blocked = self._why_not_higher(context)
+        blocked = self._why_not_higher(context, rate)
         if blocked:
             return 1.0, blocked
         limit, name = self._limit()
@@ -126,17 +123,12 @@ class LearningRateAgent:
     def _limit(self) -> tuple[float, str]:
         """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on."""
         near = self._ceiling * _CEILING_SHARE
-        return (
-            (near, f"the rate that hurt, {self._ceiling:.1e},")
-            if near < self._max_rate
-            else (
-                self._max_rate,
-                "max_learning_rate",
-            )
-        )
+        if near < self._max_rate:
+            return near, f"the rate that hurt, {self._ceiling:.1e},"
+        return self._max_rate, "max_learning_rate"
 
-    def _why_not_higher(self, context: TrainingContext) -> str | None:
-        if not context.learning_rate > 0.0:
+    def _why_not_higher(self, context: TrainingContext, rate: float) -> str | None:
+        if not rate > 0.0:  # nor a product that rounds to 0
             return "the host does not say its rate, or it is 0: no raise"
         if context.grad_spikes > _CALM:
             return f"{context.grad_spikes:.0%} of the gradient norms spike: no raise"
@@ -146,12 +138,12 @@ class LearningRateAgent:
         # Runs whose rate is too high to come further down look so long before their loss rises, which it may never do.
         if forecast is not None and loss is not None and forecast.loss[0][1] > loss.level:
             return f"the loss is not expected to be lower in {forecast.horizons[0]} steps: no raise"
-        if context.update_ratio > _MAX_UPDATE_RATIO:
+        if context.update_ratio > MAX_UPDATE_RATIO:
             return f"weights already change by {context.update_ratio:.1%} per step: no raise"
         return None
 
     def learn(self, moves: Mapping[str, tuple[float, float]], context: TrainingContext, *, kept: bool) -> None:
-        """Remember a rate that hurt as the ceiling, until a later phase."""
+        """Remember a rate that hurt as the ceiling, for a while."""
         if kept or LEARNING_RATE not in moves:
             return
         old, new = moves[LEARNING_RATE]
@@ -187,27 +179,15 @@ def _expected(forecast: Forecast, loss: FilterReport | None) -> dict[str, float]
     return {name: round(value, 3) for name, value in said.items()}
 
 
-def _direction(context: TrainingContext) -> float | None:
-    """Slope of the judged loss in standard errors, within ±100; None while too little has been seen.
-
-    The filter's, which lags less than a line through a window; the window's where nothing was filtered.
-    """
-    loss = context.filtered.get("loss")
-    if loss is not None and loss.count >= 4 and loss.slope_std > 0.0:
-        return min(max(loss.slope / loss.slope_std, -100.0), 100.0)
-    trend = context.trends.get("mel") or context.trends.get("total")
-    return trend.z if trend is not None and trend.count >= 4 else None
-
-
 def _why_lower(context: TrainingContext, z: float) -> str | None:
     if z > _RISES:
         return f"the loss rises (z {z:+.1f})"
     if context.grad_spikes > _SPIKY:
         return f"{context.grad_spikes:.0%} of the gradient norms spike"
-    scales = context.scales.get("mel") or context.scales.get("total")
+    swing = fast_swing(context)
     # While it falls all the same, an oscillation does no harm.
-    if scales is not None and scales.oscillates and scales.period <= _RATE_PERIOD and z > _FALLS:
-        return f"the loss swings with a period of {scales.period:.1f} steps (chance 1e-{scales.oscillation:.0f})"
+    if swing is not None and z > _FALLS:
+        return f"the loss swings with a period of {swing.period:.1f} steps (chance 1e-{swing.oscillation:.0f})"
     return None
 
 

@@ -18,7 +18,6 @@ from tts_brain.types import AttentionReport, Observation, Scales, TrainingContex
 _ATTENTION_MEMORY = 0.5
 _TEXT_MEMORY = 0.95
 _SPIKE = 3.0
-_SCALED = ("total", "mel", "grad_norm")
 _NAN = float("nan")
 # About what float32 can hold. A host that reports more is as lost as one that reports infinity, and sums and squares of
 # it would overflow all the way down.
@@ -122,12 +121,17 @@ class ContextAnalyzer:
             learning_rate=self._scalars["learning_rate"],
             update_ratio=self._scalars["update_ratio"],
             text_length=self._scalars["text_length"],
-            scales={name: self._scales(name) for name in self._series if name in _SCALED},
+            scales={self._judged: self._scales(self._judged)},
             forecast=None if self._forecaster is None else self._forecaster.forecast(),
         )
 
+    @property
+    def _judged(self) -> str:
+        """The loss that moves are judged by."""
+        return "mel" if "mel" in self._series else "total"
+
     def _scales(self, name: str) -> Scales:
-        series = self._series[name]
+        series = self.series(name)
         return scales([s for s, _ in series], [v for _, v in series])
 
     def _trend(self, name: str) -> Trend:
@@ -165,8 +169,7 @@ class ContextAnalyzer:
         smooth = self._attention.attention_diag
         self._append("attention_diag", step, smooth)
         self._best_attention = max(self._best_attention, smooth)
-        name = "mel" if "mel" in self._series else "total"
-        loss = self._trend(name)
+        loss = self._trend(self._judged)
         if self._first_level is None and loss.count >= 4:
             self._first_level = loss.level
         # Raw: the classifier smooths by itself, and two smoothings are slower and no calmer.

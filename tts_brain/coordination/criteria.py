@@ -6,16 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tts_brain.types import OSCILLATION_ALARM, TrainingContext
+from tts_brain.context.reading import MAX_UPDATE_RATIO, fast_swing, slope_z
+from tts_brain.types import TrainingContext
 
 CONVERGENCE, GRADIENT_HEALTH, ATTENTION_QUALITY = "convergence", "gradient_health", "attention_quality"
 
 # Twice the share of spikes at which the rate is lowered: half the health there.
 _ALL_SPIKES = 0.3
-_MAX_UPDATE_RATIO = 0.02
-# Steps; a longer period is an epoch's own rhythm.
-_RATE_PERIOD = 12.0
-_FEWEST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,33 +66,17 @@ def _convergence(context: TrainingContext) -> Criterion:
     return Criterion(score, f"the loss {way} (z {z:+.1f})")
 
 
-def slope_z(context: TrainingContext) -> float | None:
-    """Slope of the judged loss in standard errors, within ±100; None while too little has been seen."""
-    loss = context.filtered.get("loss")
-    if loss is not None and loss.count >= _FEWEST and loss.slope_std > 0.0:
-        z = loss.slope / loss.slope_std
-    else:
-        trend = context.trends.get("mel") or context.trends.get("total")
-        z = trend.z if trend is not None and trend.count >= _FEWEST else math.nan
-    return None if math.isnan(z) else min(max(z, -100.0), 100.0)
-
-
 def _gradient_health(context: TrainingContext) -> Criterion:
     if context.nonfinite_run:
         return Criterion(0.0, f"{context.nonfinite_run} steps in a row were not finite")
     spikes = min(max(1.0 - context.grad_spikes / _ALL_SPIKES, 0.0), 1.0)
     # A ratio that is not known is NaN, and fails the comparison.
-    ratio = _MAX_UPDATE_RATIO / context.update_ratio if context.update_ratio > _MAX_UPDATE_RATIO else 1.0
-    calm = 0.5 if _swings(context) else 1.0
+    ratio = MAX_UPDATE_RATIO / context.update_ratio if context.update_ratio > MAX_UPDATE_RATIO else 1.0
+    calm = 1.0 if fast_swing(context) is None else 0.5
     faults = [f"{context.grad_spikes:.0%} of the gradient norms spike"] if spikes < 1.0 else []
     faults += [f"weights change by {context.update_ratio:.1%} a step"] if ratio < 1.0 else []
     faults += ["the loss swings"] if calm < 1.0 else []
     return Criterion(spikes * ratio * calm, ", ".join(faults) or "gradients are calm")
-
-
-def _swings(context: TrainingContext) -> bool:
-    scales = context.scales.get("mel") or context.scales.get("total")
-    return scales is not None and scales.oscillation >= OSCILLATION_ALARM and scales.period <= _RATE_PERIOD
 
 
 def _attention_quality(context: TrainingContext) -> Criterion:

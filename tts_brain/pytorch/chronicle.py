@@ -71,7 +71,7 @@ class Chronicle:
         """Knobs, phase and attention, as numbers."""
         if self._dashboard is None:
             return
-        context = self._manager.context()
+        context = self._manager.decided_on
         values = {f"knob_{name}": value for name, value in decision.after.items()}
         values |= {"phase": float(context.phase.index), "certainty": context.certainty}
         if context.attention is not None:

@@ -372,7 +372,7 @@ class BrainSession:
         for tap in self._taps:
             tap.rate_multiplier = knobs.get(LEARNING_RATE, 1.0)
         clip = knobs.get(GRAD_CLIP, GRAD_CLIP_OFF)
-        median = self.manager.context().grad_norm_median if clip < GRAD_CLIP_OFF else math.nan
+        median = self.manager.decided_on.grad_norm_median if clip < GRAD_CLIP_OFF else math.nan
         for tap in self._taps:
             tap.clip_norm = clip * median if math.isfinite(median) else math.inf
 
