@@ -102,7 +102,7 @@ class MultiAgentOptimizer:
                 now are left out.
             weigh: leaves out, halves or holds what is too risky of a joint move (``RiskAssessor.weigh``).
         """
-        muted = self.electorate.state_dict()["muted"]
+        muted = self.electorate.muted
         # Who is not listened to moves nothing either.
         heard = {agent: {} if agent in muted else dict(wishes.get(agent, {})) for agent in self.agents}
         scores = criteria(context)

@@ -121,6 +121,11 @@ class Electorate:
         self._muted: set[str] = set()
 
     @property
+    def muted(self) -> frozenset[str]:
+        """Voters that are not listened to now."""
+        return frozenset(self._muted)
+
+    @property
     def blocked_by(self) -> int:
         """How many voters it takes to block a move that all others want."""
         return len(self.voters) - self._needed(len(self.voters), self.faulty) + 1
