@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_brain.coordination.consensus import digest, median_of_ranks, pack, row_width, unpack
+from tts_brain.coordination.consensus import digest, median_of_ranks, most_faulty, pack, row_width, unpack
 from tts_brain.types import AttentionReport, Observation, StopTokenCounts
 
 LOSSES = ("total", "mel", "gate")
@@ -76,11 +76,47 @@ def merged(*ranks: float) -> float:
 
 @pytest.mark.filterwarnings("error")
 @given(st.data(), st.integers(0, 3), st.integers(0, 3))
-def test_a_minority_of_liars_never_leaves_the_range_of_the_honest(data: st.DataObject, liars: int, more: int) -> None:
-    honest = data.draw(st.lists(finite, min_size=liars + 1, max_size=liars + 1 + more))
+def test_f_liars_of_3f_plus_1_never_leave_the_range_of_the_honest(data: st.DataObject, liars: int, more: int) -> None:
+    honest = data.draw(st.lists(finite, min_size=2 * liars + 1, max_size=2 * liars + 1 + more))
     told = data.draw(st.lists(lies, min_size=liars, max_size=liars))
     ranks = data.draw(st.permutations(honest + told))
     assert min(honest) <= merged(*ranks) <= max(honest)
+
+
+@given(st.data(), st.integers(0, 3), st.integers(0, 3))
+def test_liars_cannot_make_up_what_no_honest_rank_has(data: st.DataObject, liars: int, more: int) -> None:
+    """Also where honest ranks have no number: a few that have one do not speak for all."""
+    honest = data.draw(st.lists(lies, min_size=2 * liars + 1, max_size=2 * liars + 1 + more))
+    told = data.draw(st.lists(lies, min_size=liars, max_size=liars))
+    outcome = merged(*data.draw(st.permutations(honest + told)))
+    numbers = [v for v in honest if math.isfinite(v)]
+    if math.isfinite(outcome):
+        assert min(numbers) <= outcome <= max(numbers)
+    else:
+        assert len(numbers) < len(honest) and (outcome != ABSENT or ABSENT in honest)
+
+
+@given(st.data(), st.integers(0, 3))
+def test_while_all_are_finite_any_majority_of_honest_ranks_is_enough(data: st.DataObject, liars: int) -> None:
+    honest = data.draw(st.lists(finite, min_size=liars + 1, max_size=liars + 3))
+    told = data.draw(st.lists(finite, min_size=liars, max_size=liars))
+    assert min(honest) <= merged(*data.draw(st.permutations(honest + told))) <= max(honest)
+
+
+@pytest.mark.parametrize(("ranks", "most"), [(1, 0), (2, 0), (3, 0), (4, 1), (6, 1), (7, 2), (8, 2), (1024, 341)])
+def test_the_bound_is_enforced(ranks: int, most: int) -> None:
+    assert most_faulty(ranks) == most
+    rows = np.zeros((ranks, 1, row_width(LOSSES)))
+    median_of_ranks(rows, most)
+    for wrong in (most + 1, -1):
+        with pytest.raises(ValueError, match=f"faulty={wrong} of {ranks} ranks; write 0 to {most}"):
+            median_of_ranks(rows, wrong)
+
+
+def test_one_of_four_cannot_say_that_a_step_was_skipped() -> None:
+    rows = np.stack([pack([Observation(1, {"total": 1.0}, skipped=s)], LOSSES) for s in (True, False, False, False)])
+    assert [o.skipped for o in unpack(median_of_ranks(rows), LOSSES)] == [False]
+    assert [o.skipped for o in unpack(median_of_ranks(rows[[0, 0, 1, 2]]), LOSSES)] == [True]
 
 
 @given(st.lists(observations.filter(lambda o: o.step), min_size=2, max_size=5), st.randoms())

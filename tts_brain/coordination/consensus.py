@@ -1,6 +1,11 @@
 """Ranks of a data-parallel run: what each of them saw, made into the one thing that all of them act on.
 
 Every rank gathers the same numbers and applies the same function to them, so every rank takes the same decision.
+
+Of n ranks, f of them may send anything (NaN, old or made-up numbers, nothing) without moving what comes out of the
+range of the honest ones, from n >= 3f + 1: f that send nothing leave 2f + 1, and f liars among 2f + 1 are outvoted.
+So four ranks survive one in all of this, seven two. Two and three are promised nothing, but three still outvote one
+while all are finite. Whether all came to one outcome is another question, which ``digest`` answers for any number.
 """
 
 from __future__ import annotations
@@ -43,25 +48,38 @@ def unpack(rows: Vector, losses: Sequence[str]) -> list[Observation]:
     return [_observation(row, losses) for row in np.asarray(rows, dtype=np.float64)]
 
 
-def median_of_ranks(rows: Vector) -> Vector:
+def most_faulty(ranks: int) -> int:
+    """The f that ``ranks`` survive by n >= 3f + 1."""
+    return (ranks - 1) // 3
+
+
+def median_of_ranks(rows: Vector, faulty: int | None = None) -> Vector:
     """One (steps, width) out of (ranks, steps, width): coordinate by coordinate the median of the finite values.
 
-    From three ranks on, one rank that reports NaN or nonsense is outvoted; of two, NaN is, and of finite values the
-    mean counts. Where no rank has a finite value it stays NaN, where none has any, absent. A step counts as skipped as
-    soon as one rank says so.
+    What comes out lies in the range of the honest finite values (Hampel 1974: the median's breakdown point is 1/2), or
+    is not a number, or absent, as at least one honest rank said. A finite value takes 2f + 1 ranks, an absent one
+    n - f; else it is NaN. A step counts as skipped when more than f say so.
 
-    The median stays within the range of the honest values while more than half are honest (Hampel 1974: its breakdown
-    point is 1/2).
+    Args:
+        rows: of each rank, from ``pack``; a rank that is not to be listened to is NaN throughout.
+        faulty: f, by default the most that n >= 3f + 1 allows.
+
+    Raises:
+        ValueError: fewer than 3f + 1 ranks.
     """
     rows = np.asarray(rows, dtype=np.float64)
+    faulty = most_faulty(len(rows)) if faulty is None else faulty
+    if faulty < 0 or len(rows) < 3 * faulty + 1:
+        raise ValueError(f"faulty={faulty} of {len(rows)} ranks; write 0 to {most_faulty(len(rows))}")
     finite = np.isfinite(rows)
     count = finite.sum(axis=0)
     ordered = np.sort(np.where(finite, rows, np.nan), axis=0)  # NaN go to the end
     lower = np.take_along_axis(ordered, np.maximum(count - 1, 0)[None] // 2, axis=0)[0]
     upper = np.take_along_axis(ordered, np.minimum(count // 2, len(rows) - 1)[None], axis=0)[0]
     middle = np.where(lower == upper, lower, lower / 2 + upper / 2)  # halves first: the sum might overflow
-    middle = np.where(count > 0, middle, np.where((rows == _ABSENT).all(axis=0), _ABSENT, np.nan))
-    middle[:, _SKIPPED] = rows[:, :, _SKIPPED].max(axis=0)
+    absent = (rows == _ABSENT).sum(axis=0) >= len(rows) - faulty
+    middle = np.where(count >= 2 * faulty + 1, middle, np.where(absent, _ABSENT, np.nan))
+    middle[:, _SKIPPED] = (rows[:, :, _SKIPPED] > 0.0).sum(axis=0) > faulty
     return middle
 
 

@@ -2,20 +2,46 @@
 
 When they meet hangs only on what the host makes all of them see alike (steps, and which of them were skipped), never on
 a rank's own state: else one would wait for another that never comes.
+
+A decision takes two exchanges: one vector of a fixed size (``tell``) and one number (``agree``).
+
+| what happens | what comes of it |
+|---|---|
+| f of n >= 3f + 1 ranks report NaN, old steps or nonsense | outvoted (``coordination.consensus``); it is decided |
+| fewer than 2f + 1 ranks report of the steps at hand | hold |
+| two ranks come to different outcomes | hold, on all, in the state before |
+| a rank is killed, or hangs for ``ranks.TIMEOUT`` | hold, from then on, on those that are left |
+| the brain of a rank fails | it steps aside on all |
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from tts_brain.coordination.consensus import digest, median_of_ranks, pack, row_width, unpack
+from tts_brain.coordination.consensus import digest, median_of_ranks, most_faulty, pack, row_width, unpack
 from tts_brain.manager import NONFINITE_LIMIT
 from tts_brain.pytorch.ranks import Ranks
 from tts_brain.types import Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What the ranks told each other; the same on all of them.
+
+    Args:
+        seen: of each step since the last time, merged; empty when too few ranks can be listened to.
+        refused: indices of the ranks that reported of other steps.
+        failed: the brain of a rank has failed.
+    """
+
+    seen: tuple[Observation, ...] = ()
+    refused: tuple[int, ...] = ()
+    failed: bool = False
 
 
 class Meeting:
@@ -52,31 +78,57 @@ class Meeting:
         """Has there been a step since the ranks last told each other?"""
         return step > self._told_at
 
-    def tell(self, step: int, mine: Sequence[Observation], *, failed: bool) -> list[Observation] | None:
-        """What all ranks saw since the last time, merged; None when one of them has failed.
+    def tell(self, step: int, mine: Sequence[Observation], *, failed: bool) -> Told:
+        """What all ranks saw since the last time; one vector of 1 + ``decide_every`` · ``row_width`` numbers each.
 
         Args:
             mine: one observation for each step since then; anything else counts as a failure of this rank.
+
+        Raises:
+            RanksLost: a rank is gone, or did not come in time.
         """
-        rows = np.zeros((step - self._told_at, row_width(self._losses)))
+        steps = np.arange(self._told_at + 1, step + 1)
         self._told_at = step
+        # Of one size whatever a rank believes to have seen, as a gather of different sizes has no defined outcome.
+        vector = np.full(1 + self._every * row_width(self._losses), np.nan)
         if not failed:
-            failed = True
             with suppress(Exception):  # whatever it is, the others are waiting
-                rows[:] = pack(mine, self._losses)
-                failed = False
-        everybody = self._ranks.gather(np.append(rows.ravel(), float(failed)))
-        if everybody[:, -1].any():
-            return None
-        return unpack(median_of_ranks(everybody[:, :-1].reshape(-1, *rows.shape)), self._losses)
+                rows = pack(mine, self._losses)
+                if len(rows) == len(steps):
+                    vector[1 : 1 + rows.size] = rows.ravel()
+                    vector[0] = 0.0
+        return self._merge(self._ranks.gather(vector), steps)
+
+    def _merge(self, vectors: np.ndarray, steps: np.ndarray) -> Told:
+        if not (vectors[:, 0] == 0.0).all():
+            return Told(failed=True)
+        width = row_width(self._losses)
+        rows = vectors[:, 1 : 1 + len(steps) * width].reshape(len(vectors), len(steps), width)
+        stale = (rows[:, :, 0] != steps).any(axis=1)
+        rows[stale] = np.nan
+        refused = tuple(np.flatnonzero(stale).tolist())
+        if len(rows) - len(refused) < 2 * most_faulty(len(rows)) + 1:
+            return Told(refused=refused)
+        return Told(tuple(unpack(median_of_ranks(rows), self._losses)), refused)
 
     def decided(self, step: int) -> None:
         """The next decision is due ``decide_every`` steps from here."""
         self._decided_at = step
 
-    def agree(self, state: Mapping[str, Any] | None) -> bool:
-        """Have all ranks come to one and the same state? None when this one has come to none."""
-        outcome = None
+    def agree(self, state: Mapping[str, Any] | None) -> bool | None:
+        """Have all ranks come to one and the same state?
+
+        Args:
+            state: plain values; None when this rank has come to none.
+
+        Returns:
+            None when a rank has come to none.
+
+        Raises:
+            RanksLost: a rank is gone, or did not come in time.
+        """
+        outcome = np.nan
         with suppress(Exception):  # the same: a rank that cannot say must not keep the others waiting
-            outcome = None if state is None else digest(state)
-        return self._ranks.agree(outcome)
+            outcome = np.nan if state is None else digest(state)
+        outcomes = self._ranks.gather(np.array([outcome]))
+        return None if np.isnan(outcomes).any() else bool((outcomes == outcomes[0]).all())

@@ -5,18 +5,21 @@ An adapter has four duties — show what a step did (``after_batch``), turn the 
 brain steps aside, the training goes on.
 
 In a data-parallel run every rank has a session. They meet once per decision (``pytorch/meeting.py``): what each saw
-since the last meeting is merged, every rank decides on the same, and a checksum of the outcome is compared. A rank that
-fails keeps its knobs until the next meeting, where all step aside together: until then, and after it, all train alike.
+since the last meeting is merged, every rank decides on the same, and a checksum of the outcome is compared. When it
+differs, or a rank is lost, all hold: the knobs stay those that were last agreed on. A rank whose brain fails keeps its
+knobs until the next meeting, where all step aside together: until then, and after it, all train alike.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +34,7 @@ from tts_brain.pytorch.capture import StopTally, measure_some
 from tts_brain.pytorch.chronicle import Chronicle, Dashboard
 from tts_brain.pytorch.meeting import Meeting
 from tts_brain.pytorch.optimizer import OptimizerTap
-from tts_brain.pytorch.ranks import Ranks
+from tts_brain.pytorch.ranks import Ranks, RanksLost
 from tts_brain.pytorch.rescue import RanksParted, Rescue
 from tts_brain.pytorch.step import StepUnderWay
 from tts_brain.statefile import StateFileError, load_state, save_state
@@ -116,6 +119,7 @@ class BrainSession:
         self._started = False
         self._resumed = False
         self._faulted = False
+        self._lost = ""
 
     @property
     def journal(self) -> Journal | NoJournal:
@@ -131,7 +135,8 @@ class BrainSession:
     def wants_attention(self) -> bool:
         """Should the adapter show the attention of the step under way?"""
         due = (self.step + 1) % self.config.attention_every == 0
-        return due and self.active and not self._faulted and self._under_way.attention is None
+        heard = self.active and not self._faulted and not self._lost
+        return due and heard and self._under_way.attention is None
 
     @contextmanager
     def fence(self) -> Iterator[None]:
@@ -302,45 +307,95 @@ class BrainSession:
             if due or observation.step % self.config.journal_every == 0 or observation.step == 1:
                 self._chronicle.observation(observation)
 
-    def _share(self, meeting: Meeting, *, deciding: bool) -> None:
-        """What all ranks saw since they last told each other goes to every rank's manager."""
+    def _share(self, meeting: Meeting, *, deciding: bool) -> str:
+        """What all ranks saw since they last told each other goes to every rank's manager.
+
+        Returns:
+            Why nothing can be decided on it; empty when something can, or the brain has just stepped aside.
+        """
         mine, self._pending = self._pending, []
-        everybody = meeting.tell(self.step, mine, failed=self._faulted)
-        if everybody is None:
+        if self._lost:
+            return self._lost
+        try:
+            told = meeting.tell(self.step, mine, failed=self._faulted)
+        except RanksLost as error:
+            return self._lose(error)
+        if told.failed:
             self._step_aside_together("the brain of a rank has failed")
-            return
+            return ""
         with self.fence():
-            self._take_in(everybody, deciding=deciding)
+            if told.refused:
+                whose = f"not listened to, as they report of other steps: ranks {', '.join(map(str, told.refused))}"
+                self._chronicle.event(self.step, "ranks_refused", whose, ranks=told.refused)
+            self._take_in(told.seen, deciding=deciding)
+        return "" if told.seen else "too few ranks report of the steps at hand"
 
     def _decide(self) -> Decision | None:
         """Decide, with all ranks, and carry it out; None when the brain has just stepped aside."""
+        with self.fence():
+            if self._buffers is not None:
+                self._buffers.keep()
         if self._meeting is not None:
             self._meeting.decided(self.step)
-            self._share(self._meeting, deciding=True)
+            why = self._share(self._meeting, deciding=True)
+            if why:
+                return self._hold(why)
             if not self.active:
                 return None
-        decision = None
+        decision = before = None
         with self.fence():
             for tap in self._taps:
                 tap.watch_next()
-            if self._buffers is not None:
-                self._buffers.keep()
+            before = None if self._meeting is None else copy.deepcopy(self.manager.state_dict())
             decision = self.manager.decide()
-        if not self._all_agree("the ranks did not come to one decision") or decision is None:
+        if self._meeting is not None:
+            why = self._apart(self._meeting, "the ranks did not come to one decision")
+            if why:
+                return self._hold(why, before)
+        if decision is None or not self.active:
             return None
         self._carry_out(decision)
         return None if self._faulted else decision
 
-    def _all_agree(self, otherwise: str) -> bool:
-        """Is the brain in the same state on every rank? If not, it steps aside on all."""
-        if self._meeting is None:
-            return self.active
+    def _apart(self, meeting: Meeting, otherwise: str) -> str:
+        """Why the brain is not known to be in one state on every rank; empty when it is, or has just stepped aside."""
         state = None
         with self.fence():
             state = {"step": self.step, "regime": self._regime, "manager": self.manager.state_dict()}
-        if not self._meeting.agree(None if self._faulted else state):
-            self._step_aside_together(otherwise)
-        return self.active
+        try:
+            agreed = meeting.agree(None if self._faulted else state)
+        except RanksLost as error:
+            return self._lose(error)
+        if agreed is None:
+            self._step_aside_together("the brain of a rank has failed")
+        return otherwise if agreed is False else ""
+
+    def _lose(self, error: RanksLost) -> str:
+        """No rank can be asked any more: hold from here on, with the knobs that all had."""
+        self._lost = str(error)
+        log.error("[brain] %s: it holds its knobs where they are, the training goes on", error)
+        with self.fence():
+            self._chronicle.event(self.step, "rank_lost", self._lost)
+        return self._lost
+
+    def _hold(self, why: str, before: Mapping[str, Any] | None = None) -> Decision | None:
+        """The decision where the ranks have none in common.
+
+        Nothing is turned, not even to the same value: what the clip is measured in may be what they differ in.
+
+        Args:
+            before: state of the manager to go back to.
+        """
+        with self.fence():
+            if before is not None:
+                self.manager.load_state_dict(before)
+            knobs, phase = dict(self.manager.knobs), self.manager.analyzer.phases.phase
+            decision = Decision(self.step, Verdict.HOLD, phase, knobs, knobs, why, applied=self.manager.moves_allowed)
+            self._chronicle.decision(decision)
+            if not self._lost:
+                log.warning("[brain] step %d: held, as %s", self.step, why)
+            return None if self._faulted else decision
+        return None
 
     def _step_aside_together(self, why: str) -> None:
         self._step_aside()
@@ -383,7 +438,7 @@ class BrainSession:
         restored = None
         try:
             restored = self._rescue.roll_back(self.step)
-        except RanksParted as error:
+        except (RanksParted, RanksLost) as error:
             self._step_aside_together(str(error))
         except Exception as error:
             self.fault(error)
@@ -406,7 +461,7 @@ class BrainSession:
     def save(self, path: Path) -> None:
         """Write the sidecar for a checkpoint of the host, atomically; none after a fault: the state is unsure then.
 
-        With other ranks, all must call it; one writes.
+        With other ranks, all must call it; one writes. Once a rank is lost, the state is the one last agreed on.
         """
         if self._meeting is not None and self.active and self._meeting.untold(self.step):
             self._share(self._meeting, deciding=False)
@@ -439,7 +494,10 @@ class BrainSession:
         if self._meeting is not None:
             decided_at = self.manager.last_decision if loaded else self.step
             self._meeting.goes_on(self.step, decided_at, self.manager.analyzer.nonfinite_run)
-        return self._all_agree(f"the ranks do not read one and the same {path}") and loaded
+            why = self._apart(self._meeting, f"the ranks do not read one and the same {path}")
+            if why:
+                self._step_aside_together(why)
+        return self.active and loaded
 
     def _load(self, path: Path, step_otherwise: int) -> bool:
         try:
