@@ -279,7 +279,18 @@ def test_the_guided_weight_moves_toward_its_target_and_not_past(diag: float, wei
     moved = agent.propose(seen, {GUIDED_WEIGHT: weight, GUIDED_SIGMA: 0.4}).moves[GUIDED_WEIGHT]
     target = supervisor.weight(diag)
     assert min(weight, target) * (1 - 1e-9) <= moved <= max(weight, target) * (1 + 1e-9)
-    assert abs(math.log(moved / weight)) <= 0.1 * abs(math.log(target / weight)) + 1e-9
+    knob = KNOBS[GUIDED_WEIGHT]
+    assert abs(knob.move(weight, moved)) <= 0.1 * abs(knob.move(weight, target)) + 1e-9
+
+
+@settings(max_examples=30)
+@given(shares, st.floats(0.005, 20))
+def test_from_any_start_four_fifths_of_the_way_take_twenty_decisions(diag: float, start: float) -> None:
+    agent, seen, weight = GuidedAttentionAgent(DynamicAttentionSupervisor()), context(attention_diag=diag), start
+    for _ in range(20):
+        weight = agent.propose(seen, {GUIDED_WEIGHT: weight}).moves[GUIDED_WEIGHT]
+    target = DynamicAttentionSupervisor().weight(diag)
+    assert abs(weight - target) <= 0.2 * abs(start - target) + 1e-9
 
 
 def test_doubt_shortens_the_step() -> None:

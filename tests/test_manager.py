@@ -88,7 +88,7 @@ def test_every_decision_keeps_every_knob_in_bounds_and_within_its_ratio(
         for name, value in decision.after.items():
             knob = KNOBS[name]
             assert knob.low <= value <= knob.high
-            assert abs(math.log(value / before[name])) <= math.log(knob.max_ratio) + 1e-9
+            assert abs(knob.move(before[name], value)) <= math.log(knob.max_ratio) + 1e-9
         for name, value in manager.knobs.items():
             assert KNOBS[name].low <= value <= KNOBS[name].high
 

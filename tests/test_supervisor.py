@@ -66,5 +66,5 @@ def test_the_forward_sum_weight_is_high_where_the_diagonal_holds_and_tokens_are_
 
 
 def test_a_forward_sum_weight_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="initial_forward_sum=0"):
+    with pytest.raises(ValueError, match="middle_forward_sum=0"):
         DynamicAttentionSupervisor(4.5, 0.0)

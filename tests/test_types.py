@@ -53,7 +53,7 @@ def test_a_wish_that_is_not_finite_changes_nothing(knob: Knob, current: float) -
 
 @pytest.mark.parametrize("limits", [(0, 1, 2), (-1, 1, 2), (1, 1, 2), (2, 1, 2), (1, math.inf, 2), (1, 2, 1)])
 def test_a_knob_without_sense_is_refused(limits: tuple[float, float, float]) -> None:
-    with pytest.raises(ValueError, match="write 0 < low < high and max_ratio > 1"):
+    with pytest.raises(ValueError, match="write 0 < low < high, max_ratio > 1 and scale >= 0"):
         Knob("k", "unit", None, *limits)
 
 

@@ -95,7 +95,7 @@ class ContextAwareTrainingManager:
     def _start_value(self, name: str, host: Mapping[str, float]) -> float:
         half = self.config.tversky_A + self.config.tversky_B / 2
         ours = {
-            GUIDED_WEIGHT: self.config.initial_guided_weight,
+            GUIDED_WEIGHT: self.losses.initial_guided_weight,
             FORWARD_SUM_WEIGHT: self.config.initial_forward_sum_weight,
             TVERSKY_ALPHA: half,
             TVERSKY_BETA: half,
@@ -223,7 +223,7 @@ class ContextAwareTrainingManager:
             return self._hold(context, reason, proposals, evidence, settled.record)
         after = {name: after[name] if name in moved else old for name, old in self.knobs.items()}
         decision = self._decision(context, Verdict.ACCEPT, reason, proposals, after, evidence, settled.record)
-        bold = {n: (self.knobs[n], after[n]) for n in moved if abs(math.log(after[n] / self.knobs[n])) > _BOLD_MOVE}
+        bold = {n: (self.knobs[n], after[n]) for n in moved if abs(KNOBS[n].move(self.knobs[n], after[n])) > _BOLD_MOVE}
         if decision.applied and bold:
             self.feedback.open(context.step, bold, context, self.analyzer.series(self.loss_name))
         return decision
@@ -245,9 +245,11 @@ class ContextAwareTrainingManager:
     def _coordinate(
         self, context: TrainingContext, proposals: tuple[Proposal, ...], wanted: Mapping[str, float]
     ) -> Coordination:
-        """The joint move, as log multipliers: the agents' wishes, less what they, the risk and the vote cut."""
+        """The joint move (``Knob.move``): the agents' wishes, less what they, the risk and the vote cut."""
         wishes = {
-            agent.name: {name: math.log(wanted[name] / self.knobs[name]) for name in agent.owns if name in wanted}
+            agent.name: {
+                name: KNOBS[name].move(self.knobs[name], wanted[name]) for name in agent.owns if name in wanted
+            }
             for agent in self.agents
         }
         if self.config.coordination == "full":
@@ -264,9 +266,10 @@ class ContextAwareTrainingManager:
     def _moved_by(self, move: float, name: str, wanted: Mapping[str, float]) -> float:
         """Value of a knob after ``move``: the very value that was wanted where nothing was cut."""
         old = self.knobs[name]
-        if name in wanted and move == math.log(wanted[name] / old):
+        knob = KNOBS[name]
+        if name in wanted and move == knob.move(old, wanted[name]):
             return wanted[name]
-        return KNOBS[name].limit(old, old * math.exp(move))
+        return knob.limit(old, knob.moved(old, move))
 
     def _hold(
         self,
@@ -411,9 +414,9 @@ def _joined(wishes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
 
 def _drift(name: str, old: float, wanted: float) -> float:
     """Only drifts are let through while a bold move is on trial, so that what follows can be put down to that move."""
-    step = math.exp(_BOLD_MOVE * 0.99)
-    return KNOBS[name].limit(old, min(max(wanted, old / step), old * step))
+    knob, most = KNOBS[name], _BOLD_MOVE * 0.99
+    return knob.limit(old, min(max(wanted, knob.moved(old, -most)), knob.moved(old, most)))
 
 
 def _moved(before: Mapping[str, float], after: Mapping[str, float]) -> list[str]:
-    return [n for n, new in after.items() if abs(math.log(new / before[n])) > _SMALL_MOVE]
+    return [n for n, new in after.items() if abs(KNOBS[n].move(before[n], new)) > _SMALL_MOVE]

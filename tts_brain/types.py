@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from math import inf
+from math import exp, inf, log
 from types import MappingProxyType
 from typing import Any
 
@@ -122,7 +122,9 @@ class Knob:
         unit: what a value of 1 means, in words.
         neutral: the value at which the host runs exactly as without the brain; None when only the host knows it.
         low, high: hard bounds, both positive and finite.
-        max_ratio: most that one decision may multiply or divide the value by; above 1.
+        max_ratio: most that one decision may multiply or divide ``value + scale`` by; above 1.
+        scale: a value far below it is as good as off, so that from there on only differences count; 0 or more. A weight
+            that starts at next to nothing would else take as many steps for nothing as for something.
     """
 
     name: str
@@ -131,16 +133,25 @@ class Knob:
     low: float
     high: float
     max_ratio: float
+    scale: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (0.0 < self.low < self.high < inf) or not self.max_ratio > 1.0:
+        if not (0.0 < self.low < self.high < inf) or not self.max_ratio > 1.0 or not 0.0 <= self.scale < inf:
             raise ValueError(
-                f"knob {self.name!r}: low={self.low}, high={self.high}, max_ratio={self.max_ratio}; "
-                "write 0 < low < high and max_ratio > 1"
+                f"knob {self.name!r}: low={self.low}, high={self.high}, max_ratio={self.max_ratio}, "
+                f"scale={self.scale}; write 0 < low < high, max_ratio > 1 and scale >= 0"
             )
 
+    def move(self, old: float, new: float) -> float:
+        """Size and direction of a move: log of the ratio of ``value + scale``. Moves in a row add up."""
+        return log((new + self.scale) / (old + self.scale))
+
+    def moved(self, old: float, move: float) -> float:
+        """Inverse of ``move``: the value after it, not yet limited."""
+        return (old + self.scale) * exp(move) - self.scale
+
     def limit(self, current: float, wanted: float) -> float:
-        """``wanted``, brought within the bounds and within ``max_ratio`` of ``current``.
+        """``wanted``, brought within the bounds and within one whole move, ``log(max_ratio)``, of ``current``.
 
         A value that is not finite changes nothing: the current value (bounded) comes back. A current value that is not
         a number counts as the neutral one, or as ``low`` where only the host knows that.
@@ -150,7 +161,10 @@ class Knob:
         current = min(max(current, self.low), self.high)
         if not -inf < wanted < inf:
             return current
-        nearest = min(max(wanted, current / self.max_ratio), current * self.max_ratio)
+        here, there = current + self.scale, wanted + self.scale
+        nearest = min(max(there, here / self.max_ratio), here * self.max_ratio) - self.scale
+        # What lies within reach comes back as it was said, not as it rounds on the way.
+        nearest = wanted if here / self.max_ratio <= there <= here * self.max_ratio else nearest
         return min(max(nearest, self.low), self.high)
 
 
@@ -173,10 +187,12 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
         for knob in (
             Knob(LEARNING_RATE, "multiplier of the host's rate", 1.0, 1 / 64, 64.0, 2.0),
             # Normalised: loss per unit of mean penalty per frame. Host weight = value * tokens per utterance.
-            Knob(GUIDED_WEIGHT, "host weight / mean text length", None, 0.005, 20.0, 1.35),
+            Knob(GUIDED_WEIGHT, "host weight / mean text length", None, 0.005, 20.0, 1.16, 4.5),
             Knob(GUIDED_SIGMA, "width of the guide, relative to the text", None, 0.1, 0.6, 1.15),
             # At FORWARD_SUM_OFF the term is not made at all.
-            Knob(FORWARD_SUM_WEIGHT, "loss per nat of a token's path", FORWARD_SUM_OFF, FORWARD_SUM_OFF, 1.0, 1.35),
+            Knob(
+                FORWARD_SUM_WEIGHT, "loss per nat of a token's path", FORWARD_SUM_OFF, FORWARD_SUM_OFF, 1.0, 1.16, 0.05
+            ),
             Knob(MEL_WEIGHT, "multiplier of the spectrogram losses", 1.0, 0.25, 4.0, 1.25),
             Knob(GATE_WEIGHT, "multiplier of the stop-token loss", 1.0, 0.1, 4.0, 1.25),
             Knob(TVERSKY_ALPHA, "cost of a false stop", None, 0.05, 0.95, 1.25),

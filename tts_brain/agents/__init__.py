@@ -13,9 +13,8 @@ __all__ = ["Agent", "GuidedAttentionAgent", "LearningRateAgent", "LossBalanceAge
 
 def build_agents(config: BrainConfig, controller: AdaptiveLossController) -> tuple[Agent, ...]:
     """All agents, in the order in which they speak."""
-    supervisor = DynamicAttentionSupervisor(controller.initial_guided_weight, config.initial_forward_sum_weight)
     return (
         LearningRateAgent(config.max_learning_rate),
-        GuidedAttentionAgent(supervisor, config.adaptation_rate),
+        GuidedAttentionAgent(DynamicAttentionSupervisor(), config.adaptation_rate),
         LossBalanceAgent(controller),
     )

@@ -10,6 +10,7 @@ from tts_brain.types import (
     FORWARD_SUM_WEIGHT,
     GUIDED_SIGMA,
     GUIDED_WEIGHT,
+    KNOBS,
     AttentionReport,
     Proposal,
     TrainingContext,
@@ -32,12 +33,17 @@ def _feared(context: TrainingContext, report: AttentionReport) -> tuple[float, s
     return now * (1.0 - 0.5 * chance), remark
 
 
+def _part_of_the_way(name: str, now: float, target: float, share: float) -> float:
+    knob = KNOBS[name]
+    return knob.moved(now, share * knob.move(now, target))
+
+
 class GuidedAttentionAgent:
     """Owns the guided weight (normalised), the guide's width, and the weight of the forward-sum term.
 
     Args:
         supervisor: gives the targets.
-        adaptation_rate: share of the way (in logarithms) to the target per decision, in (0, 1].
+        adaptation_rate: share of the way (in moves, ``Knob.move``) to the target per decision, in (0, 1].
     """
 
     name: ClassVar[str] = "guided_attention"
@@ -60,7 +66,7 @@ class GuidedAttentionAgent:
         }
         # Two phases with equal odds halve the step.
         rate = self._rate * (0.5 + 0.5 * context.certainty)
-        moves = {k: knobs[k] * (t / knobs[k]) ** rate for k, t in targets.items() if k in knobs}
+        moves = {k: _part_of_the_way(k, knobs[k], t, rate) for k, t in targets.items() if k in knobs}
         sides = {"diagonality": report.diagonality, "focus": report.focus, "coverage": report.coverage}
         weakest = min(sides, key=lambda side: sides[side])
         reason = (

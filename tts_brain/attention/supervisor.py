@@ -24,32 +24,34 @@ class DynamicAttentionSupervisor:
     tokens it is the mean penalty per frame, in [0, 1] (FACTS: judge guidance by GA * T_in). The host's weight is
     ours times the mean text length.
 
+    Where a run starts is no matter here: a weight that was set far too low or too high is brought to the law.
+
     Args:
-        initial_weight: normalised weight around which the law works; positive.
-        initial_forward_sum: weight of the forward-sum term around which its law works; positive.
+        middle_weight: normalised weight around which the law works; positive.
+        middle_forward_sum: weight of the forward-sum term around which its law works; positive.
     """
 
-    def __init__(self, initial_weight: float = 4.5, initial_forward_sum: float = 0.05) -> None:
-        if not initial_weight > 0.0:
-            raise ValueError(f"initial_weight={initial_weight}; write a positive number, such as 4.5")
-        if not initial_forward_sum > 0.0:
-            raise ValueError(f"initial_forward_sum={initial_forward_sum}; write a positive number, such as 0.05")
-        self.initial_weight = initial_weight
-        self.initial_forward_sum = initial_forward_sum
+    def __init__(self, middle_weight: float = 4.5, middle_forward_sum: float = 0.05) -> None:
+        if not middle_weight > 0.0:
+            raise ValueError(f"middle_weight={middle_weight}; write a positive number, such as 4.5")
+        if not middle_forward_sum > 0.0:
+            raise ValueError(f"middle_forward_sum={middle_forward_sum}; write a positive number, such as 0.05")
+        self.middle_weight = middle_weight
+        self.middle_forward_sum = middle_forward_sum
 
     def weight(self, attention_diag: float) -> float:
-        """Twice the initial weight at ``attention_diag`` 0.1 and under, half of it at 0.7 and over, smooth between."""
-        return self.initial_weight * math.exp2(1.0 - 2.0 * smoothstep((attention_diag - 0.1) / 0.6))
+        """Twice the middle weight at ``attention_diag`` 0.1 and under, half of it at 0.7 and over, smooth between."""
+        return self.middle_weight * math.exp2(1.0 - 2.0 * smoothstep((attention_diag - 0.1) / 0.6))
 
     def forward_sum(self, report: AttentionReport) -> float:
-        """Half the initial weight while off the diagonal, twice it on the diagonal, half again once aligned.
+        """Half the middle weight while off the diagonal, twice it on the diagonal, half again once aligned.
 
         Any path is as good to this term as the diagonal, so that without a guide that holds it pulls the attention off
         (FACTS, first looks); on the diagonal it is what makes the attention stop at each token.
         """
         on_diagonal = smoothstep((report.diagonality - 0.3) / 0.5)
         aligned = smoothstep((report.attention_diag - 0.6) / 0.2)
-        return self.initial_forward_sum * math.exp2(2.0 * on_diagonal * (1.0 - aligned) - 1.0)
+        return self.middle_forward_sum * math.exp2(2.0 * on_diagonal * (1.0 - aligned) - 1.0)
 
     def sigma(self, report: AttentionReport) -> float:
         """Width of the guide: wide while searching, narrow once on the diagonal but jumping over tokens, wide again.

@@ -76,7 +76,7 @@ def game(context: TrainingContext, scores: Criteria, wishes: Wishes) -> Game:
     Args:
         context: its certainty and learned effects are read.
         scores: of the same context.
-        wishes: by agent and knob, log(new / old) of the proposal, within the knobs' limits.
+        wishes: by agent and knob, the move (``Knob.move``) of the proposal, within the knobs' limits.
     """
     shares = tuple(SHARES if any(moves.values()) else (0.0,) for moves in wishes.values())
     grid = np.stack(np.meshgrid(*map(np.asarray, shares), indexing="ij"))  # (N, m1, …, mN)

@@ -38,7 +38,7 @@ class Coordination:
     """What the agents settled on.
 
     Args:
-        moves: by knob, log(new / old); empty where the vote failed.
+        moves: by knob, its move (``Knob.move``); empty where the vote failed.
         cuts: what was taken from the wishes and why, in words; nothing where all of them are made.
         record: everything that was wished, played, simulated and voted, as plain values for the journal.
     """
@@ -98,7 +98,7 @@ class MultiAgentOptimizer:
             context: what the agents saw.
             proposals: of all agents.
             knobs: present values.
-            wishes: by agent and knob, log(new / old) of the proposals, within all limits; knobs that it may not move
+            wishes: by agent and knob, the move (``Knob.move``) of the proposals, within all limits; knobs that it may not move
                 now are left out.
             weigh: leaves out, halves or holds what is too risky of a joint move (``RiskAssessor.weigh``).
         """

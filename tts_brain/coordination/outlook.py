@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from tts_brain.coordination.dynamics import Course, Dynamics
-from tts_brain.feedback.filters import ATTENTION, KNOBS, LOSS, RunFilters
+from tts_brain.feedback.filters import ATTENTION, LOSS, STEERED, RunFilters
 from tts_brain.feedback.kalman import MetricFilter
 
 # Fewer values, and the filter is still warming up.
@@ -32,12 +32,12 @@ def dynamics(filters: RunFilters, best_attention_diag: float, divergence_sigmas:
 
 def tracked(moves: Mapping[str, float]) -> dict[str, float]:
     """The moves whose effect the filters learn; of others there is nothing to simulate."""
-    return {knob: move for knob, move in moves.items() if knob in KNOBS}
+    return {knob: move for knob, move in moves.items() if knob in STEERED}
 
 
 def _course(of: MetricFilter, unit: float, level: float) -> Course | None:
     _, slope, level_std, slope_std = of.latent
-    effects = {knob: tuple(value / unit for value in of.effect(knob)) for knob in KNOBS}
+    effects = {knob: tuple(value / unit for value in of.effect(knob)) for knob in STEERED}
     numbers = [level, slope / unit, level_std / unit, slope_std / unit, of.effect_prior / unit]
     if not all(math.isfinite(v) for v in [*numbers, *(v for pair in effects.values() for v in pair)]):
         return None

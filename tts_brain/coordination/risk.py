@@ -51,7 +51,7 @@ class Weighed:
     """What is left of a joint move.
 
     Args:
-        moves: by knob, log(new / old).
+        moves: by knob, its move (``Knob.move``).
         size: 1, ½ or 0: what the outlook left of it.
         budget: share of plays that the move might add, in [0, 1].
         outlook: of the move at the size that was let through, or at the smallest that was not; None where nothing was
@@ -105,10 +105,10 @@ class RiskAssessor:
 
         Args:
             context: where the run stands.
-            moves: by knob, log(new / old).
+            moves: by knob, its move (``Knob.move``).
             course: what to simulate from; None leaves the outlook out.
         """
-        parts = {knob: self._part(context, knob, 1.0, math.exp(move)) for knob, move in moves.items()}
+        parts = {knob: self._part(context, knob, move) for knob, move in moves.items()}
         left_out = {knob: risk.reason for knob, risk in parts.items() if risk.probability > self._max_risk}
         moves = {knob: move for knob, move in moves.items() if knob not in left_out}
         budget, adds, outlook = self.budget(context), [], None
@@ -129,20 +129,20 @@ class RiskAssessor:
         """Risk of a joint move by the book: that of its riskiest part."""
         worst = Risk(0.0, "nothing moves")
         for name, new in after.items():
-            part = self._part(context, name, before[name], new)
+            part = self._part(context, name, KNOBS[name].move(before[name], new))
             if part.probability > worst.probability:
                 worst = part
         return worst
 
-    def _part(self, context: TrainingContext, name: str, old: float, new: float) -> Risk:
-        if new == old:
+    def _part(self, context: TrainingContext, name: str, move: float) -> Risk:
+        if move == 0.0:
             return Risk(0.0, "nothing moves")
-        key = _kind(name, old, new)
+        key = _kind(name, move)
         undone, kept = self._undone.get(key, 0.0), self._kept.get(key, 0.0)
         base = (_PRIOR_BAD + undone) / (_PRIOR_BAD + _PRIOR_GOOD + undone + kept)
-        size = min(abs(math.log(new / old)) / math.log(min(KNOBS[name].max_ratio, _WHOLE)), 1.0)
-        probability = min(1.0, base * size * (1.0 + 5.0 * context.grad_spikes * (new > old)))
-        way = "up" if new > old else "down"
+        size = min(abs(move) / math.log(min(KNOBS[name].max_ratio, _WHOLE)), 1.0)
+        probability = min(1.0, base * size * (1.0 + 5.0 * context.grad_spikes * (move > 0.0)))
+        way = "up" if move > 0.0 else "down"
         return Risk(probability, f"{name} {way}: about {undone:.0f} of {undone + kept:.0f} such moves hurt")
 
     def fade(self) -> None:
@@ -157,10 +157,11 @@ class RiskAssessor:
         """Take in how a move ended; moves under a tenth of ``max_ratio`` are not blamed nor credited."""
         self._trust = min(self._trust * 2.0, 1.0) if kept else max(self._trust / 2.0, _LEAST_TRUST)
         for name, (old, new) in moves.items():
-            if abs(math.log(new / old)) < 0.1 * math.log(KNOBS[name].max_ratio):
+            move = KNOBS[name].move(old, new)
+            if abs(move) < 0.1 * math.log(KNOBS[name].max_ratio):
                 continue
             book = self._kept if kept else self._undone
-            key = _kind(name, old, new)
+            key = _kind(name, move)
             book[key] = book.get(key, 0.0) + 1.0
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,5 +193,5 @@ def _book(counts: Mapping[str, Any]) -> dict[str, float]:
     return book
 
 
-def _kind(name: str, old: float, new: float) -> str:
-    return f"{name}:{'up' if new > old else 'down'}"
+def _kind(name: str, move: float) -> str:
+    return f"{name}:{'up' if move > 0.0 else 'down'}"

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tts_brain.feedback.kalman import MetricFilter
-from tts_brain.types import GUIDED_WEIGHT, LEARNING_RATE, FilterReport, Observation
+from tts_brain.types import GUIDED_WEIGHT, KNOBS, LEARNING_RATE, FilterReport, Observation
 
 LOSS, GRAD_NORM, ATTENTION = "loss", "grad_norm", "attention_diag"
 # The moves strong enough that an effect can be told from noise within a trial.
-KNOBS = (LEARNING_RATE, GUIDED_WEIGHT)
+STEERED = (LEARNING_RATE, GUIDED_WEIGHT)
 _SMALL = 1e-9
 
 
@@ -29,9 +29,9 @@ class RunFilters:
         self._loss = loss
         self._filters = {
             # A loss may have any zero and unit, negative too: shifting or scaling it changes no decision.
-            LOSS: MetricFilter("identity", KNOBS, "lower"),
-            GRAD_NORM: MetricFilter("identity", KNOBS, "lower"),
-            ATTENTION: MetricFilter("logit", KNOBS, "higher"),
+            LOSS: MetricFilter("identity", STEERED, "lower"),
+            GRAD_NORM: MetricFilter("identity", STEERED, "lower"),
+            ATTENTION: MetricFilter("logit", STEERED, "higher"),
         }
         self._unseen: dict[str, dict[str, float]] = {name: {} for name in self._filters}
         self._knobs: dict[str, float] = {}
@@ -52,12 +52,12 @@ class RunFilters:
             self._update(ATTENTION, observation.step, observation.attention.attention_diag)
 
     def _note_moves(self, knobs: Mapping[str, float]) -> None:
-        for name in KNOBS:
+        for name in STEERED:
             new, old = knobs.get(name), self._knobs.get(name)
             if new is not None and old is not None and new != old:
                 for moves in self._unseen.values():
-                    moves[name] = moves.get(name, 0.0) + math.log(new / old)
-        self._knobs = {name: knobs[name] for name in KNOBS if name in knobs}
+                    moves[name] = moves.get(name, 0.0) + KNOBS[name].move(old, new)
+        self._knobs = {name: knobs[name] for name in STEERED if name in knobs}
 
     def _update(self, name: str, step: int, value: float | None) -> None:
         moves = {knob: move for knob, move in self._unseen[name].items() if abs(move) > _SMALL}
@@ -70,15 +70,15 @@ class RunFilters:
     def effects(self) -> dict[str, dict[str, tuple[float, float]]]:
         """By metric and knob: (mean, standard deviation), as ``MetricFilter.effect``; knobs never turned left out."""
         found = {
-            name: {knob: one.effect(knob) for knob in KNOBS if one.effect(knob)[1] > 0.0}
+            name: {knob: one.effect(knob) for knob in STEERED if one.effect(knob)[1] > 0.0}
             for name, one in self._filters.items()
         }
         return {name: effects for name, effects in found.items() if effects}
 
     def helped(self, metric: str, moves: Mapping[str, tuple[float, float]]) -> float:
         """Probability that ``moves`` (from, to) made the metric's slope better than it would be; 0.5 is "no idea"."""
-        logs = {name: math.log(new / old) for name, (old, new) in moves.items() if name in KNOBS}
-        return self._filters[metric].helped(logs)
+        sizes = {name: KNOBS[name].move(old, new) for name, (old, new) in moves.items() if name in STEERED}
+        return self._filters[metric].helped(sizes)
 
     def seen(self, metric: str) -> int:
         """Usable values of the metric so far."""
