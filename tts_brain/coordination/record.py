@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from tts_brain.coordination.calibration import probabilities
 from tts_brain.coordination.criteria import Criteria
 from tts_brain.coordination.equilibrium import Equilibrium
 from tts_brain.coordination.game import Game
@@ -49,6 +50,8 @@ def record_of(
             record["risk"]["left_out"] = dict(weighed.left_out)
         if weighed.outlook is not None:
             record["risk"] |= {name: _short(value) for name, value in asdict(weighed.outlook).items()}
+            said = probabilities(weighed.outlook)
+            record["risk"]["probability"] = {name: _short(value) for name, value in said.items()}
         record["vote"] = _vote(ballots, outcome)
     if outcome.notes:
         record["notes"] = list(outcome.notes)

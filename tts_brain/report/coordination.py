@@ -55,9 +55,11 @@ def _equilibrium(one: Part) -> list[str]:
 def _risk(risk: Part) -> list[str]:
     lines = [f"left out {clean(knob)}: {clean(why)}" for knob, why in _part(risk, "left_out").items()]
     if "draws" in risk:
+        said = _part(risk, "probability")
         for name, what in (("divergence", "diverge"), ("alignment_loss", "lose the alignment")):
             moved, held = number(risk.get(name)), number(risk.get(f"{name}_held"))
-            lines.append(f"{moved:.1%} of {number_text(risk['draws'])} plays {what}, {held:.1%} if all is held")
+            runs = f"; of runs, some {number(said[name]):.1%}" if name in said else ""
+            lines.append(f"{moved:.1%} of {number_text(risk['draws'])} plays {what}, {held:.1%} if all is held{runs}")
         gain, worst = number(risk.get("gain")), number(risk.get("cvar"))
         lines.append(
             f"the loss falls by {gain:+.2f} noise widths more than if held, {worst:+.2f} in the worst twentieth"
