@@ -17,10 +17,12 @@ from bench.calibration import base_brier, brier, calibration_error, reliability
 from bench.forks import AFTER, EQUILIBRIUM, HELD, PROBE, ROLLBACK, UNDO, VOTE, WISHED, Decided
 from bench.hindsight import HORIZON, Case, better, cases, diverged, lost, run_cases
 from bench.recorded import recorded_cases, replayed
+from tts_brain.config import BrainConfig
 from tts_brain.coordination.calibration import ALIGNMENT_LOSS, DIVERGENCE, Curve, log_odds, probabilities
 from tts_brain.coordination.dynamics import Course, Dynamics, Outlook
-from tts_brain.learning.micro_tacotron import MicroRuns, MicroSetting
+from tts_brain.learning.micro_tacotron import CAPABILITIES, MicroRuns, MicroSetting
 from tts_brain.learning.traces import Recorder, save
+from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.types import GRAD_CLIP, LEARNING_RATE, Verdict
 
 COURSE = Dynamics(Course(0.0, noise=1.0), 8.0, Course(0.5, noise=0.4), 0.8)
@@ -242,6 +244,22 @@ def test_an_outlook_is_mapped_each_risk_by_its_own_curve() -> None:
     said = probabilities(Outlook(0.1, 0.4, 0.0, 0.0, 0.0, 0.0, 256))
     assert said["divergence"] == DIVERGENCE.probability(0.1, 256)
     assert said["alignment_loss"] == ALIGNMENT_LOSS.probability(0.4, 256)
+
+
+def test_a_decision_says_the_probabilities_of_its_own_plays() -> None:
+    setting = MicroSetting(rate=1e-2)
+    micro = MicroRuns([setting], [3])
+    manager = ContextAwareTrainingManager(BrainConfig(), CAPABILITIES, setting.host_values)
+    told = []
+    for _ in range(40):
+        manager.observe(micro.step([manager.knobs])[0])
+        if manager.due(micro.step_number):
+            told.append(manager.decide().coordination.get("risk", {}))
+    simulated = [risk for risk in told if "draws" in risk]
+    assert simulated
+    for risk in simulated:
+        for name, curve in component_risk.CURVES.items():
+            assert risk["probability"][name] == pytest.approx(curve.probability(risk[name], risk["draws"]), abs=2e-3)
 
 
 @pytest.mark.parametrize("true", [Curve(0.5, -1.0), Curve(1.5, 0.5)])
