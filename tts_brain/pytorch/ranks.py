@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -62,12 +63,11 @@ class Ranks:
         Raises:
             RanksLost: a rank is gone, or did not come within ``TIMEOUT``; from then on every call raises it, at once.
         """
-        if self._group is None:
+        if not self.several:
             return np.asarray(values)[None]
         mine = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64))
         all_ranks = [torch.empty_like(mine) for _ in range(self.count)]
-        with self._together():
-            dist.all_gather(all_ranks, mine, group=self._group)
+        self._together(dist.all_gather, all_ranks, mine)
         return torch.stack(all_ranks).numpy()
 
     def copy_first(self, tensors: Sequence[Tensor]) -> None:
@@ -76,12 +76,11 @@ class Ranks:
         Raises:
             RanksLost: as ``gather``.
         """
-        if self._group is None:
+        if not self.several:
             return
         for tensor in tensors:
             value = tensor.detach().cpu().contiguous()
-            with self._together():
-                dist.broadcast(value, src=0, group=self._group)
+            self._together(partial(dist.broadcast, src=0), value)
             tensor.detach().copy_(value)
 
     def agree(self, value: float | None) -> bool:
@@ -95,16 +94,19 @@ class Ranks:
         values = self.gather(np.array([math.nan if value is None else value]))
         return bool((values == values[0]).all())
 
-    @contextmanager
-    def _together(self) -> Iterator[None]:
-        if self._lost:
-            raise RanksLost("the ranks lost each other earlier")
-        try:
-            yield
-        except RuntimeError as error:
-            self._lost = True
-            # Breaks the connections, so that those who wait for this rank know at once.
-            with suppress(Exception):
-                dist.destroy_process_group(self._group)
-            limit = TIMEOUT.total_seconds()
-            raise RanksLost(f"a rank is gone, or did not come within {limit:g} s ({error})") from error
+    def _together(self, exchange: Callable[..., object], *what: object) -> None:
+        failure = "the ranks lost each other earlier" if self._lost else ""
+        if not failure:
+            try:
+                exchange(*what, group=self._group)
+            except RuntimeError as error:
+                failure = f"a rank is gone, or did not come within {TIMEOUT.total_seconds():g} s ({error})"
+                self._lost = True
+        if failure:
+            # Outside of the except, as the error's frames keep the group. With the group the connections go, so that
+            # those who wait for this rank know at once and not after a time-out of their own.
+            if self._group is not None:
+                with suppress(Exception):
+                    dist.destroy_process_group(self._group)
+            self._group = None
+            raise RanksLost(failure)
