@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
-from bench import component_phases, component_time, components
+from bench import component_phases, component_ranks, component_time, components
 from bench.component_phases import Course, agreement, bare, delays, ema, made_up, median_delay, ours, switches
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
@@ -195,6 +195,12 @@ def test_a_part_run_again_leaves_the_others_alone(tmp_path: Path, monkeypatch: p
     assert [verdict["part"] for verdict in found["verdicts"]] == ["filter", "time"]
     monkeypatch.setattr(sys, "argv", ["run.py", "components", "--arms", "nonsense", "--json", str(path)])
     assert run.main() == 2
+
+
+def test_the_model_of_ranks_is_a_line_that_never_falls() -> None:
+    assert component_ranks.line((2, 4, 8), (1.2, 1.4, 1.8)) == pytest.approx((1.0, 0.1))
+    assert component_ranks.line((2, 4, 8), (3.0, 2.0, 1.0)) == pytest.approx((2.0, 0.0))
+    assert component_ranks.line((2, 4, 8), (0.1, 1.0, 3.0))[0] == 0.0
 
 
 def test_what_is_not_finite_is_null_in_the_file() -> None:

@@ -18,10 +18,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("filter", "trends", "judge", "coordination", "risk", "temporal", "phases", "time")
+NAMES = ("filter", "trends", "judge", "coordination", "risk", "temporal", "phases", "time", "ranks")
 LOWER = 0.25
 AGREEMENT = 99.0
 FEWER = 3.0
+CALIBRATED = 0.05
 _COLUMNS = ("figure", "against", "ours", "theirs", "note")
 
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ def verdicts(rows: Sequence[Row]) -> list[Row]:
     found = [_filter_errors(rows, what) for what in ("level", "slope")]
     found += [_spikes(rows), _earlier(rows), _false_alarms(rows)]
     found += [made for name in _courses(rows) for made in (_agreement(rows, name), _switches(rows, name))]
-    found.append(_time(rows))
+    found += [_calibration(rows), _time(rows)]
     return [verdict for verdict in found if verdict is not None]
 
 
@@ -120,6 +121,16 @@ def _switches(rows: Sequence[Row], name: str) -> Row | None:
 
 def _equal_delay(rows: Sequence[Row], figure: str) -> Row:
     return next(row for row in rows if row["figure"] == figure and "of equal delay" in row["against"])
+
+
+def _calibration(rows: Sequence[Row]) -> Row | None:
+    some = [row for row in _rows(rows, "risk: calibration", "") if row["figure"].endswith("expected calibration error")]
+    if not some:
+        return None
+    worst = max(some, key=lambda row: row["ours"])
+    said = f"at most {worst['ours']:.3f}, as simulated {worst['theirs']:.3f}: {worst['figure']}, {worst['note']}"
+    criterion = f"of the moves called risky as many go bad: expected calibration error at most {CALIBRATED:g}"
+    return _verdict("risk", criterion, said, worst["ours"] <= CALIBRATED)
 
 
 def _time(rows: Sequence[Row]) -> Row | None:
