@@ -99,7 +99,7 @@ def test_a_row_put_back_is_the_row_taken_and_the_others_stay() -> None:
 def test_a_broken_run_is_forked_as_it_broke_and_as_it_was_put_back() -> None:
     """Held, it goes on from the broken weights; rolled back, from those of the snapshot."""
     micro = MicroRuns([MicroSetting(rate=1e-3, attention_every=1)] * 2, [1, 2])
-    brains = [forks._Brain(micro, run, {}) for run in (0, 1)]
+    brains = [forks._Brain(micro, run) for run in (0, 1)]
     for _ in range(30):
         for brain, seen in zip(brains, micro.step([brain.knobs for brain in brains]), strict=True):
             brain.see(seen)
@@ -293,6 +293,15 @@ def test_risk_said_badly_is_a_row_said_badly() -> None:
     error = rows["divergence, here: expected calibration error", "share of plays"]
     assert error["theirs"] == pytest.approx(0.4)
     assert not any("alignment" in figure for figure, _ in rows)  # there was none to lose
+
+
+def test_the_verdict_is_that_of_the_worst_calibration() -> None:
+    def error(of: str, ours: float) -> dict[str, Any]:
+        row = {"part": "risk: calibration", "figure": f"{of}: expected calibration error", "against": "share of plays"}
+        return row | {"ours": ours, "theirs": 0.2, "note": "50 moves"}
+
+    (met,), (missed,) = (components.verdicts([error("a", 0.01), error("b", worst)]) for worst in (0.05, 0.06))
+    assert met["met"] and not missed["met"] and "b: expected" in missed["figure"]
 
 
 def test_rows_of_stages_count_what_was_changed_and_what_was_forked() -> None:

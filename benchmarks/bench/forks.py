@@ -110,21 +110,18 @@ def settings(seed: int, count: int) -> list[MicroSetting]:
     return made
 
 
-def gather(
-    seed: int, *, runs: int = RUNS, steps: int = STEPS, forked: int = 2, config: Mapping[str, Any] | None = None
-) -> list[Decided]:
+def gather(seed: int, *, runs: int = RUNS, steps: int = STEPS, forked: int = 2) -> list[Decided]:
     """All decisions of ``runs`` runs side by side.
 
     Args:
         seed: of the settings and, from it on, of the runs.
         forked: of the decisions of each step in which no stage changed anything but a move was simulated, how many are
             forked too, those with an alignment to lose first; those in which a stage changed anything all are.
-        config: of the brain.
     """
     kinds = settings(seed, runs)
     seeds = [seed + number for number in range(runs)]
     micro = MicroRuns(kinds, seeds)
-    brains = [_Brain(micro, number, dict(config or {})) for number in range(runs)]
+    brains = [_Brain(micro, number) for number in range(runs)]
     draw, found = np.random.default_rng([seed, 1]), []
     for step in range(1, steps + 1):
         seen = micro.step([brain.knobs for brain in brains])
@@ -177,11 +174,9 @@ def _fork(micro: MicroRuns, brains: Sequence[_Brain], chosen: Sequence[Decided])
 class _Brain:
     """One run's brain, its snapshots, and what it saw."""
 
-    def __init__(self, micro: MicroRuns, run: int, config: dict[str, Any]) -> None:
+    def __init__(self, micro: MicroRuns, run: int) -> None:
         self._run, self._seed = run, micro.seeds[run]
-        self._manager = ContextAwareTrainingManager(
-            BrainConfig(**config), CAPABILITIES, micro.settings[run].host_values
-        )
+        self._manager = ContextAwareTrainingManager(BrainConfig(), CAPABILITIES, micro.settings[run].host_values)
         agents = [agent.name for agent in self._manager.agents]
         self._stages = _Watched(len(agents), self._manager.config.consensus_threshold, agents=agents)
         self._manager.optimizer = self._stages

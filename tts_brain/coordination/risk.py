@@ -12,6 +12,9 @@ The budget is the share of plays that may be lost to one move: 0.30, 0.25, 0.15,
 more to lose, times the trust: halved with each move that was taken back, down to a quarter, doubled with each that was
 kept, up to the whole. What only calms (the rate or the clip lowered) is not simulated: the filters of an untried knob
 think a cut as likely to harm as a raise, and we know better.
+
+A share of plays is no probability that the run goes wrong: as one, it is said through ``calibration``. The budget stays
+in shares, which is what it was set in.
 """
 
 from __future__ import annotations
