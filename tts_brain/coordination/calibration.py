@@ -39,13 +39,13 @@ class Curve:
             raise ValueError(f"slope={self.slope}, level={self.level}; write a finite slope above 0 and a finite level")
 
     def probability(self, share: float, draws: int) -> float:
-        """Of a ``share`` in [0, 1] of ``draws`` plays, 1 or more; in (0, 1)."""
+        """Of a ``share`` in [0, 1] of ``draws`` plays, 1 or more; in [0, 1]."""
         odds = self.slope * log_odds(share, draws) + self.level
         return 1.0 / (1.0 + math.exp(-odds)) if odds > 0.0 else math.exp(odds) / (1.0 + math.exp(odds))
 
 
-DIVERGENCE = Curve(1.0, 0.0)
-ALIGNMENT_LOSS = Curve(1.0, 0.0)
+DIVERGENCE = Curve(3.18, 2.63)
+ALIGNMENT_LOSS = Curve(0.47, -1.52)
 
 
 def log_odds(share: float, draws: int) -> float:
@@ -55,7 +55,7 @@ def log_odds(share: float, draws: int) -> float:
 
 
 def probabilities(outlook: Outlook) -> dict[str, float]:
-    """``divergence`` and ``alignment_loss`` of a joint move, as probabilities in (0, 1)."""
+    """``divergence`` and ``alignment_loss`` of a joint move, as probabilities in [0, 1]."""
     # 0 plays lose an alignment also where there is none to lose.
     return {
         "divergence": DIVERGENCE.probability(outlook.divergence, outlook.draws),
