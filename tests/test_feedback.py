@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from simulated_run import context
 
 from tts_brain.feedback.manager import FeedbackLoopManager, Judgement
-from tts_brain.types import LEARNING_RATE, Observation
+from tts_brain.types import LEARNING_RATE, Observation, TrainingPhase
 
 MOVE = {LEARNING_RATE: (1.0, 1.5)}
 NOISE = 0.05
@@ -111,8 +111,15 @@ def test_alignment_lost_since_the_move_condemns_it() -> None:
 
 @pytest.mark.parametrize("count", [0, 3, 19])
 def test_too_early_is_said_and_waits(count: int) -> None:
-    assert judged(flat(2.0, 0), flat(9.0, 1, count)).kept is None
+    aligned = {"phase": TrainingPhase.REFINEMENT}
+    assert judged(flat(2.0, 0), flat(9.0, 1, count), aligned, aligned).kept is None
     assert judged(flat(2.0, 0), [math.nan] * 30).kept is None
+
+
+def test_before_there_is_an_alignment_half_a_trial_is_enough() -> None:
+    assert judged(flat(2.0, 0), flat(9.0, 1, 9)).kept is None
+    assert judged(flat(2.0, 0), flat(9.0, 1, 10)).kept is False
+    assert judged(flat(2.0, 0), flat(1.9, 1, 10)).kept is True
 
 
 def test_without_a_move_there_is_nothing_to_judge() -> None:

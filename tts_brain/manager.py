@@ -88,6 +88,7 @@ class ContextAwareTrainingManager:
         self._rollbacks_in_a_row = 0
         self._healthy_since = 0
         self._cooldown_until = 0
+        self._cooling: tuple[str, ...] = tuple(KNOBS)  # what does not move until then
         self._last_decision = 0
         self._gave_up = False
         self._decided_on: TrainingContext | None = None
@@ -173,7 +174,7 @@ class ContextAwareTrainingManager:
         proposals = tuple(agent.propose(context, self.knobs) for agent in self.agents)
         if context.nonfinite_run:
             return self._hold(context, "the last step was not finite: nothing moves until it is", proposals)
-        if context.step < self._cooldown_until:
+        if context.step < self._cooldown_until and set(self.knobs) <= set(self._cooling):
             return self._hold(context, f"cooling down until step {self._cooldown_until}", proposals)
         return self._weigh(context, proposals)
 
@@ -203,14 +204,14 @@ class ContextAwareTrainingManager:
         self._learn(trial.moves, context, kept=judgement.kept)
         if judgement.kept:
             return None
-        self._cooldown_until = context.step + self.config.cooldown_steps
+        self._cooldown_until, self._cooling = context.step + self.config.cooldown_steps, tuple(trial.moves)
         back = {name: old for name, (old, _) in trial.moves.items() if name in self.knobs}
         return self._decision(
             context, Verdict.UNDO, judgement.reason, after={**self.knobs, **back}, evidence=judgement.evidence
         )
 
     def _weigh(self, context: TrainingContext, proposals: tuple[Proposal, ...]) -> Decision:
-        wanted = self._within_limits(proposals)
+        wanted = self._within_limits(context, proposals)
         settled = self._coordinate(context, proposals, wanted)
         after = {name: self._moved_by(settled.moves.get(name, 0.0), name, wanted) for name in self.knobs}
         risk = self.risk.assess(context, self.knobs, {**self.knobs, **wanted})
@@ -228,13 +229,14 @@ class ContextAwareTrainingManager:
             self.feedback.open(context.step, bold, context, self.analyzer.series(self.loss_name))
         return decision
 
-    def _within_limits(self, proposals: tuple[Proposal, ...]) -> dict[str, float]:
+    def _within_limits(self, context: TrainingContext, proposals: tuple[Proposal, ...]) -> dict[str, float]:
         """What the agents want of the knobs that may move now, within the knobs' limits."""
         trial = self.feedback.trial
+        cooling = self._cooling if context.step < self._cooldown_until else ()
         wanted = {}
         for agent, proposal in zip(self.agents, proposals, strict=True):
             for name, value in proposal.moves.items():
-                if name not in self.knobs or name not in agent.owns:
+                if name not in self.knobs or name not in agent.owns or name in cooling:
                     continue
                 if trial is None:
                     wanted[name] = KNOBS[name].limit(self.knobs[name], value)
@@ -332,7 +334,7 @@ class ContextAwareTrainingManager:
         lower_by = max(count - self._rollbacks_in_a_row, 1)
         self._rollbacks_in_a_row = count
         self._healthy_since = failed_at
-        self._cooldown_until = failed_at + self.config.cooldown_steps
+        self._cooldown_until, self._cooling = failed_at + self.config.cooldown_steps, tuple(KNOBS)
         self._last_decision = failed_at
         self._decided_on = None
         self.regime_changed()
@@ -363,6 +365,7 @@ class ContextAwareTrainingManager:
             "rollbacks_in_a_row": self._rollbacks_in_a_row,
             "healthy_since": self._healthy_since,
             "cooldown_until": self._cooldown_until,
+            "cooling": list(self._cooling),
             "last_decision": self._last_decision,
             "gave_up": self._gave_up,
         }
@@ -402,10 +405,17 @@ class ContextAwareTrainingManager:
         self._rollbacks_in_a_row = int(state["rollbacks_in_a_row"])
         self._healthy_since = int(state["healthy_since"])
         self._cooldown_until = int(state["cooldown_until"])
+        self._cooling = tuple(_known(state["cooling"]))
         self._last_decision = int(state["last_decision"])
         self._gave_up = state["gave_up"]
         self._decided_on = None
         self.knobs = {name: KNOBS[name].limit(value, value) for name, value in knobs.items()}
+
+
+def _known(names: list[str]) -> list[str]:
+    if not isinstance(names, list) or any(name not in KNOBS for name in names):
+        raise ValueError(f"knobs that cool down are {names!r}; a list of known ones is read")
+    return names
 
 
 def _joined(wishes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

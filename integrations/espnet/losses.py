@@ -52,7 +52,8 @@ class LossTap:
         self._session = session
         self._tversky_weight = tversky_weight
         self._host_forward = tts.forward
-        self._signature = signature(self._host_forward)
+        # Of the class: what somebody else has put in front of it may take (*args, **kwargs).
+        self._signature = signature(type(tts).forward.__get__(tts))
         # A run with use_guided_attn_loss: false gets its guide from us.
         self._guide = tts.attn_loss if tts.use_guided_attn_loss else GuidedAttentionLoss()
         self._tokens = 1.0

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from tts_brain.context.reading import slope_z
 from tts_brain.context.trends import noise_level, trend
 from tts_brain.feedback.filters import LOSS, RunFilters
 from tts_brain.types import KNOBS, LEARNING_RATE, Observation, TrainingContext
@@ -26,6 +27,7 @@ _RISING_Z = 3.0
 _HELPED_LITTLE, _HELPED_NOT = 0.15, 0.05
 # Losses seen before the move that its verdict must rest on: the first steps of a run fall as they never will again.
 _FILTER_SETTLED = 40
+_FALLS = -2.0
 # Standard error of a median over that of a mean, under normal noise.
 _MEDIAN_ERROR = 1.25
 
@@ -141,16 +143,19 @@ class FeedbackLoopManager:
         after = [(s, v) for s, v in series if s > trial.step and math.isfinite(v)]
         # Without a level at the move (the losses had just begun anew) only gradients and attention can be judged.
         blind = math.isnan(trial.loss_level)
-        helped = self._helped(trial)
+        helped = self._helped(trial, context)
         seen_for = context.step - trial.step
+        # Before there is an alignment to lose, half a trial without harm is enough: the search of the rate is what
+        # the way to the first alignment waits for.
+        length = self._trial_steps if context.phase.index else (self._trial_steps + 1) // 2
         if helped < _HELPED_NOT and 2 * seen_for >= self._trial_steps:
             return Judgement(False, f"the loss falls less for the move (helped: {helped:.0%})", {"helped": helped})
-        if seen_for < self._trial_steps or (len(after) < _FEWEST and not blind):
+        if seen_for < length or (len(after) < _FEWEST and not blind):
             return Judgement(None, "too early to judge the last move", {})
         z = math.nan if blind else _rise_z(trial, after)
         evidence = {"loss_change_z": z, "spikes_before": trial.grad_spikes, "spikes_after": context.grad_spikes}
         evidence["helped"] = helped
-        if helped < _HELPED_LITTLE:
+        if helped < _HELPED_LITTLE and seen_for >= self._trial_steps:
             return Judgement(False, f"the loss falls less for the move (helped: {helped:.0%})", evidence)
         if z > _HARM_Z:
             return Judgement(False, f"the loss is higher after the move than before (z {z:+.1f})", evidence)
@@ -163,7 +168,7 @@ class FeedbackLoopManager:
         seen = "the losses began anew" if blind else f"the loss after the move is no higher (z {z:+.1f})"
         return Judgement(True, f"{seen}, gradients and attention are no worse", evidence)
 
-    def _helped(self, trial: Trial) -> float:
+    def _helped(self, trial: Trial, context: TrainingContext) -> float:
         """Probability that the move of the rate made the loss fall faster; 0.5 where that cannot be said.
 
         Other knobs change what the loss is made of or help the attention first, so that the loss is no judge of them.
@@ -171,6 +176,10 @@ class FeedbackLoopManager:
         old, new = trial.moves.get(LEARNING_RATE, (1.0, 1.0))
         # A lowered rate that has not yet stopped a divergence would else be taken back.
         if new == old or (new < old and trial.loss_slope > 0.0) or trial.loss_seen < _FILTER_SETTLED:
+            return 0.5
+        # Every loss falls less and less: as long as it surely falls, a raise is not to blame for that.
+        z = slope_z(context)
+        if new > old and z is not None and z < _FALLS:
             return 0.5
         return self.filters.helped(LOSS, {LEARNING_RATE: (old, new)})
 
