@@ -33,7 +33,8 @@ def test_every_setting_is_listed_with_its_default():
 def test_every_knob_is_listed_with_its_ratio():
     text = {name: cells for key, cells in _rows(SETTINGS).items() for name in re.findall(r"`(\w+)`", key)}
     for knob in KNOBS.values():
-        assert text[knob.name][-1] == f"x{knob.max_ratio:g}", knob.name
+        ratio = f"x{knob.max_ratio:g}"
+        assert text[knob.name][-1] == (f"(value + {knob.scale:g}) {ratio}" if knob.scale else ratio), knob.name
 
 
 def test_readme_has_exactly_two_set_up_commands():

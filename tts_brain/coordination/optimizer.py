@@ -98,8 +98,8 @@ class MultiAgentOptimizer:
             context: what the agents saw.
             proposals: of all agents.
             knobs: present values.
-            wishes: by agent and knob, the move (``Knob.move``) of the proposals, within all limits; knobs that it may not move
-                now are left out.
+            wishes: by agent and knob, the move (``Knob.move``) of the proposals, within all limits; knobs that it may
+                not move now are left out.
             weigh: leaves out, halves or holds what is too risky of a joint move (``RiskAssessor.weigh``).
         """
         muted = self.electorate.muted
