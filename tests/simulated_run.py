@@ -53,6 +53,9 @@ class Stretch:
 # Early, aligning, trouble (spikes, a rise, NaNs), late: what a run can show.
 EVENTFUL = (
     Stretch(60, slope=-0.02),
+    Stretch(12, slope=0.02),
+    Stretch(12, slope=0.02, attention=0.3),
+    Stretch(28, slope=-0.005, attention=0.3),
     Stretch(40, slope=-0.005, attention=0.3),
     Stretch(30, slope=0.02, spikes=0.3, attention=0.3),
     Stretch(40, slope=-0.01, attention=0.6),

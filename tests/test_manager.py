@@ -175,10 +175,10 @@ def test_the_eventful_run_holds_every_kind_of_decision() -> None:
 
 def test_a_rolled_back_manager_goes_on_alike_from_a_copy() -> None:
     manager, twin = make_manager(), make_manager()
-    drive(manager, observations(EVENTFUL[:4]))
+    drive(manager, observations(EVENTFUL[:7]))
     manager.rolled_back(failed_at=170, count=2, restored=True, trial=None)
     twin.load_state_dict(json.loads(json.dumps(manager.state_dict())))
-    rest = [replace(o, step=o.step + 170) for o in observations(EVENTFUL[4:])]
+    rest = [replace(o, step=o.step + 222) for o in observations(EVENTFUL[7:])]
     assert plain(drive(twin, rest)) == plain(drive(manager, rest))
 
 

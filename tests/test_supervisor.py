@@ -48,7 +48,7 @@ def test_smoothstep_ends_flat(x: float) -> None:
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, float("nan")])
 def test_a_weight_that_is_not_positive_is_refused(weight: float) -> None:
-    with pytest.raises(ValueError, match=r"such as 4\.5"):
+    with pytest.raises(ValueError, match=r"such as 2\.25"):
         DynamicAttentionSupervisor(weight)
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from tts_brain.agents import Agent, build_agents
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
+from tts_brain.coordination.game import stirring
 from tts_brain.coordination.optimizer import Coordination, MultiAgentOptimizer, averaged
 from tts_brain.coordination.outlook import dynamics
 from tts_brain.coordination.risk import RiskAssessor, Weighed
@@ -224,7 +225,10 @@ class ContextAwareTrainingManager:
             return self._hold(context, reason, proposals, evidence, settled.record)
         after = {name: after[name] if name in moved else old for name, old in self.knobs.items()}
         decision = self._decision(context, Verdict.ACCEPT, reason, proposals, after, evidence, settled.record)
-        bold = {n: (self.knobs[n], after[n]) for n in moved if abs(KNOBS[n].move(self.knobs[n], after[n])) > _BOLD_MOVE}
+        moves = {n: KNOBS[n].move(self.knobs[n], after[n]) for n in moved}
+        # What calms is not put on trial: where a cut was one too many, the search raises the rate again, and hindsight
+        # says that cuts taken back were right (docs/benchmarks.md).
+        bold = {n: (self.knobs[n], after[n]) for n, move in stirring(moves).items() if abs(move) > _BOLD_MOVE}
         if decision.applied and bold:
             self.feedback.open(context.step, bold, context, self.analyzer.series(self.loss_name))
         return decision

@@ -31,9 +31,9 @@ class DynamicAttentionSupervisor:
         middle_forward_sum: weight of the forward-sum term around which its law works; positive.
     """
 
-    def __init__(self, middle_weight: float = 4.5, middle_forward_sum: float = 0.05) -> None:
+    def __init__(self, middle_weight: float = 2.25, middle_forward_sum: float = 0.05) -> None:
         if not middle_weight > 0.0:
-            raise ValueError(f"middle_weight={middle_weight}; write a positive number, such as 4.5")
+            raise ValueError(f"middle_weight={middle_weight}; write a positive number, such as 2.25")
         if not middle_forward_sum > 0.0:
             raise ValueError(f"middle_forward_sum={middle_forward_sum}; write a positive number, such as 0.05")
         self.middle_weight = middle_weight
