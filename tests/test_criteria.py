@@ -89,6 +89,6 @@ def test_the_scores_tell_a_healthy_stretch_of_a_run_from_trouble() -> None:
     for observation in observations(EVENTFUL):
         show(manager, observation)
         scores[observation.step] = criteria(manager.context())
-    assert scores[60].convergence.score > 0.95 > 0.3 > scores[181].convergence.score
-    assert scores[60].gradient_health.score > 0.9 > 0.3 > scores[181].gradient_health.score
+    assert scores[60].convergence.score > 0.95 > 0.3 > scores[182].convergence.score
+    assert scores[60].gradient_health.score > 0.9 > 0.3 > scores[182].gradient_health.score
     assert scores[60].attention_quality.score < 0.2 < 0.7 < scores[271].attention_quality.score
