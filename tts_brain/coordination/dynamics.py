@@ -1,6 +1,6 @@
 """What may come of a joint move: the run is played forward many times, with all that the metric filters do not know.
 
-    at once    slope += Σ effect_k · log(new_k / old_k)        effect_k ~ N(mean, std²), drawn once per play
+    at once    slope += Σ effect_k · move_k        effect_k ~ N(mean, std²), drawn once per play
     per step   level += slope;  slope = ρ · slope + w          w ~ N(0, drift · noise²)
 
 That is the model of ``feedback.kalman``, by its own ``advance`` and ``process_noise``: exact between two looks, however
@@ -147,7 +147,7 @@ def simulate(
 
     Args:
         dynamics: how the run is going.
-        moves: by knob, log(new / old).
+        moves: by knob (``Knob.move``).
         horizon: steps to play, 1 or more.
         draws: plays, 20 or more.
         seed, step: of the run and of the decision, 0 or more. They alone choose the random numbers, so that the same
@@ -228,7 +228,7 @@ def _check(moves: Mapping[str, float], counts: Mapping[str, tuple[int, int]]) ->
         if knob not in KNOBS:
             raise ValueError(f"there is no knob {knob!r} to move; known are {', '.join(KNOBS)}")
         if not abs(move) <= _LARGEST_MOVE:
-            raise ValueError(f"move of {knob!r} is {move}; write log(new / old), within ±{_LARGEST_MOVE:g}")
+            raise ValueError(f"move of {knob!r} is {move}; write a Knob.move, within ±{_LARGEST_MOVE:g}")
 
 
 def _bounded(value: float) -> float:

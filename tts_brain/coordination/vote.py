@@ -31,7 +31,7 @@ from typing import Any
 from tts_brain.coordination.trimmed import trimmed_mean
 from tts_brain.types import KNOBS
 
-# Log multipliers beyond this are no moves of any knob; the bound of feedback.kalman.
+# Beyond this there are no moves (``Knob.move``) of any knob; the bound of feedback.kalman.
 _LARGEST_MOVE = 20.0
 # A voter out of range more often than once in three gets there, and three in a row are enough.
 _STRIKE, _CLEAN, _MUTE_AT, _MOST_STRIKES = 2, 1, 6, 12
@@ -45,7 +45,7 @@ class Ballot:
         voter: its name.
         step: the optimizer step that it looked at; one of another step than the count's is stale.
         approve: of the joint move as a whole, True or False; None abstains.
-        moves: by knob, log(new / old) that it would make: 0 holds. Knobs that it has no say on are left out.
+        moves: by knob, the move (``Knob.move``) that it would make: 0 holds. Knobs that it has no say on are left out.
     """
 
     voter: str
@@ -60,7 +60,7 @@ class Outcome:
 
     Args:
         approved: the joint move has its quorum.
-        moves: by knob, the log multiplier that the voters settle on, whether approved or not. A knob that too few had a
+        moves: by knob, the move that the voters settle on, whether approved or not. A knob that too few had a
             say on is left out: nothing can be said about it that liars could not have said alone.
         yes, no, needed: votes counted, and how many yes it takes.
         muted: voters that are not listened to after this count, in their order.
@@ -232,9 +232,11 @@ def _settle(
 def _out_of_range(moves: Mapping[str, float], kept: Mapping[str, tuple[float, float]]) -> str:
     """A sentence on the first knob whose value is more than one whole move from those kept; else nothing."""
     for knob, (low, high) in kept.items():
-        value, whole = moves.get(knob, low), math.log(KNOBS[knob].max_ratio)
+        value, whole, scale = moves.get(knob, low), math.log(KNOBS[knob].max_ratio), KNOBS[knob].scale
         if not low - whole <= value <= high + whole:
-            return f"wants {knob} x{math.exp(value):.3g}, where x{math.exp(low):.3g} to x{math.exp(high):.3g} were kept"
+            wants, least, most = (f"x{math.exp(move):.3g}" for move in (value, low, high))
+            what = f"({knob} + {scale:g})" if scale else knob
+            return f"wants {what} {wants}, where {least} to {most} were kept"
     return ""
 
 
@@ -250,5 +252,5 @@ def _fault(ballot: Ballot, step: int) -> str:
         if knob not in KNOBS:
             return f"votes on {knob!r}, which is no knob"
         if not isinstance(value, Real) or not abs(value) <= _LARGEST_MOVE:
-            return f"wants log multiplier {value!r} for {knob}, within ±{_LARGEST_MOVE:g} are moves"
+            return f"wants {knob} moved by {value!r}, within ±{_LARGEST_MOVE:g} are moves"
     return ""
