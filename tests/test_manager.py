@@ -34,6 +34,7 @@ from tts_brain.coordination.assessors import Opinion
 from tts_brain.journal import to_plain
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.types import (
+    GRAD_CLIP,
     GUIDED_SIGMA,
     GUIDED_WEIGHT,
     KNOBS,
@@ -176,7 +177,7 @@ def test_the_eventful_run_holds_every_kind_of_decision() -> None:
 def test_a_rolled_back_manager_goes_on_alike_from_a_copy() -> None:
     manager, twin = make_manager(), make_manager()
     drive(manager, observations(EVENTFUL[:7]))
-    manager.rolled_back(failed_at=170, count=2, restored=True, trial=None)
+    manager.rolled_back(failed_at=222, count=2, restored=True, trial=None)
     twin.load_state_dict(json.loads(json.dumps(manager.state_dict())))
     rest = [replace(o, step=o.step + 222) for o in observations(EVENTFUL[7:])]
     assert plain(drive(twin, rest)) == plain(drive(manager, rest))
@@ -403,11 +404,31 @@ def test_a_rate_that_was_too_high_from_the_start_is_lowered_until_the_loss_falls
     assert manager.knobs[LEARNING_RATE] <= 0.4 * 1.5
     lowered = [d for d in decisions if d.after[LEARNING_RATE] < d.before[LEARNING_RATE]]
     assert lowered
-    assert all(
-        d.after[LEARNING_RATE] <= d.before[LEARNING_RATE] or d.before[LEARNING_RATE] <= 0.4
-        for d in decisions
-        if d.verdict is Verdict.UNDO
-    )
+    assert all(d.after[LEARNING_RATE] <= d.before[LEARNING_RATE] for d in decisions if d.verdict is Verdict.UNDO)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_what_calms_is_not_put_on_trial(seed: int) -> None:
+    manager, lowered = make_manager(), set()
+    for observation in observations(EVENTFUL, seed):
+        decision, trial = show(manager, observation), manager.feedback.trial
+        assert trial is None or all(
+            new > old for name, (old, new) in trial.moves.items() if name in (LEARNING_RATE, GRAD_CLIP)
+        )
+        if decision is not None and decision.verdict is Verdict.ACCEPT:
+            lowered |= {name for name, (old, new) in decision.moves.items() if KNOBS[name].move(old, new) < -0.1}
+    assert {LEARNING_RATE, GRAD_CLIP} <= lowered
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_after_an_undo_what_was_taken_back_cools_down_and_the_rest_moves_on(seed: int) -> None:
+    """The weights move slowly here, so that they are still on their way."""
+    manager, training = make_manager(cooldown_steps=30, adaptation_rate=0.03), Training(edge=2.0, seed=seed)
+    decisions = training.run(manager, 150)
+    undo = next(d for d in decisions if d.verdict is Verdict.UNDO)
+    assert set(undo.moves) == {LEARNING_RATE}
+    cooling = [d.moves for d in decisions if undo.step < d.step < undo.step + 30]
+    assert not any(LEARNING_RATE in moves for moves in cooling) and any(cooling)
 
 
 def test_a_long_watch_with_a_short_history_still_ends() -> None:

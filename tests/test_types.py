@@ -23,7 +23,8 @@ positive = st.floats(1e-6, 1e6)
 def knobs(draw) -> Knob:
     low, high = sorted((draw(positive), draw(positive)))
     neutral = draw(st.none() | st.floats(low, high))
-    return Knob("k", "unit", neutral, low, max(high, low * 1.001), draw(st.floats(1.001, 1e3)))
+    scale = draw(st.just(0.0) | positive)
+    return Knob("k", "unit", neutral, low, max(high, low * 1.001), draw(st.floats(1.001, 1e3)), scale)
 
 
 @given(
@@ -34,7 +35,7 @@ def test_limit_stays_in_bounds_and_within_the_ratio(knob: Knob, current: float, 
     assert knob.low <= value <= knob.high
     if not math.isnan(current):
         bounded = min(max(current, knob.low), knob.high)
-        assert bounded / knob.max_ratio <= value <= bounded * knob.max_ratio
+        assert abs(knob.move(bounded, value)) <= math.log(knob.max_ratio) + 1e-9
 
 
 @given(knob=knobs(), current=positive, wanted=positive)
@@ -42,7 +43,23 @@ def test_limit_goes_the_wanted_way_and_never_past_it(knob: Knob, current: float,
     bounded = knob.limit(current, current)
     value = knob.limit(current, wanted)
     target = min(max(wanted, knob.low), knob.high)
-    assert min(bounded, target) <= value <= max(bounded, target)
+    rounding = 1e-15 * (target + knob.scale)
+    assert min(bounded, target) - rounding <= value <= max(bounded, target) + rounding
+
+
+@given(knob=knobs(), old=positive, way=positive, new=positive)
+def test_moves_in_a_row_add_up_and_can_be_made_again(knob: Knob, old: float, way: float, new: float) -> None:
+    move = knob.move(old, new)
+    assert move == pytest.approx(knob.move(old, way) + knob.move(way, new), abs=1e-9)
+    assert knob.moved(old, move) == pytest.approx(new, rel=1e-9, abs=1e-9 * knob.scale)
+    assert knob.limit(old, knob.moved(old, 0.0)) == pytest.approx(knob.limit(old, old), abs=1e-9 * knob.scale)
+
+
+@given(knob=knobs(), current=positive, wanted=positive)
+def test_what_is_within_reach_comes_back_as_it_was_said(knob: Knob, current: float, wanted: float) -> None:
+    inside = knob.low <= wanted <= knob.high and knob.low <= current <= knob.high
+    if inside and abs(knob.move(current, wanted)) < 0.999 * math.log(knob.max_ratio):
+        assert knob.limit(current, wanted) == wanted
 
 
 @given(knob=knobs(), current=positive)
@@ -55,6 +72,12 @@ def test_a_wish_that_is_not_finite_changes_nothing(knob: Knob, current: float) -
 def test_a_knob_without_sense_is_refused(limits: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match="write 0 < low < high, max_ratio > 1 and scale >= 0"):
         Knob("k", "unit", None, *limits)
+
+
+@pytest.mark.parametrize("scale", [-1.0, math.nan, math.inf])
+def test_a_scale_without_sense_is_refused(scale: float) -> None:
+    with pytest.raises(ValueError, match="scale >= 0"):
+        Knob("k", "unit", None, 1, 2, 2, scale)
 
 
 def test_every_knob_may_stand_at_its_neutral_value() -> None:

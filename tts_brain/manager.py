@@ -43,7 +43,7 @@ from tts_brain.types import (
 
 STATE_VERSION = 2
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
-# In natural logarithms: below the first nothing is said to move, above the second a move is put on trial. What lies
+# As moves (``Knob.move``): below the first nothing is said to move, above the second a move is put on trial. What lies
 # between is the smooth drift of a law that reverses itself.
 _SMALL_MOVE = 0.005
 _BOLD_MOVE = 0.1

@@ -22,7 +22,6 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from multiprocessing import get_context
 from typing import Any
 
@@ -130,7 +129,7 @@ def measure(count: int, rounds: int) -> Cost:
             process.start()
         cost = Cost(**results.get(timeout=_PATIENCE_S))
         for process in processes:
-            process.join(timedelta(seconds=30).total_seconds())
+            process.join(30.0)
     return cost
 
 

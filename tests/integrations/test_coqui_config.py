@@ -211,7 +211,7 @@ def test_attach_by_hand(corpus: Path, tmp_path: Path) -> None:
     assert adapter is trainer.brain is attach(trainer, quick("observe"))
     trainer._fit()
     assert [r["step"] for r in records(trainer, "decision")] == [2]
-    assert adapter.session.manager.knobs["guided_weight"] != 4.5
+    assert adapter.session.manager.knobs["gate_weight"] != 1.0
 
 
 def test_attach_refuses_what_it_cannot_do(corpus: Path, tmp_path: Path) -> None:

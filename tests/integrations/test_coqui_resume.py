@@ -87,7 +87,7 @@ def test_resume_goes_on_where_it_was_saved(copy: Run) -> None:
     assert_same(session.manager.state_dict(), at_save["manager"])
     assert_same(weights(trainer), at_save["weights"])
     # The knobs turn the very first resumed step.
-    assert dict(session.knobs) == at_save["knobs"] and session.knobs["guided_weight"] != 4.5
+    assert dict(session.knobs) == at_save["knobs"] and session.knobs["gate_weight"] != 1.0
     assert session._taps[0].rate_multiplier == at_save["knobs"]["learning_rate"] != 1.0
     used: list[tuple[float, float]] = []
     trainer.optimizer[0].register_step_pre_hook(lambda o, *_: used.append((o.param_groups[0]["lr"], o.defaults["lr"])))
@@ -132,7 +132,7 @@ def test_restore_is_a_new_run(first: Run, tmp_path: Path) -> None:
     trainer = make_trainer(config, steps=1, args=args)
     assert_same(weights(trainer), first.at_save["weights"])
     session = trainer.brain.session
-    assert session.step == 0 and session.knobs["guided_weight"] == 4.5 and session.knobs["learning_rate"] == 1.0
+    assert session.step == 0 and session.knobs["gate_weight"] == session.knobs["learning_rate"] == 1.0
     trainer._fit()
     assert [r["step"] for r in records(trainer, "observation")] == [1]
     assert not records(trainer, "event")
@@ -180,7 +180,7 @@ def test_a_bad_sidecar_is_said_and_left(
     assert "the brain starts afresh" in error and path.name in error
     assert any(remedy in error.lower() for remedy in ("delete the file", "remove the brain's sidecar", "start without"))
     session = trainer.brain.session
-    assert session.step == trainer.total_steps_done == 7 and session.knobs["guided_weight"] == 4.5
+    assert session.step == trainer.total_steps_done == 7 and session.knobs["gate_weight"] == 1.0
     trainer._fit()
     assert trainer.total_steps_done == 8
     assert (path.read_bytes() if path.is_file() else path.exists()) == before

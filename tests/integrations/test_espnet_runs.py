@@ -42,7 +42,7 @@ def test_every_tacotron2_is_steered(name: str, espnet_data: Data, tmp_path: Path
     assert all(o["attention"] is not None and all(isinstance(v, float) for v in o["losses"].values()) for o in seen)
     assert not run.events("fault")
     moved = {name for d in run.records("decision") for name in d["after"] if d["after"][name] != d["before"][name]}
-    assert "guided_weight" in moved and "gate_weight" in moved
+    assert "forward_sum_weight" in moved and "gate_weight" in moved
     assert_finite(run)
 
 

@@ -1,12 +1,12 @@
 """The game that the agents play: which share of its own wish each of them makes, and what a joint move is worth to it.
 
-Candidates of an agent: 0 (hold), ¼, ½, ¾ or all of its proposal, in logarithms, for all its knobs alike. The laws that
-made the proposal stay the agent's wish; what is settled here is how much of it a joint move can bear. What agent i
-gains by the joint move of shares s:
+Candidates of an agent: 0 (hold), ¼, ½, ¾ or all of the moves (``Knob.move``) that it proposes, for all its knobs alike.
+The laws that made the proposal stay the agent's wish; what is settled here is how much of it a joint move can bear.
+What agent i gains by the joint move of shares s:
 
     u_i(s) = wish_i s_i + Σ_c w_ic need_c E_c(s) + relief calm(s) - price stir_i s_i Σ_j stir_j s_j
 
-    wish_i    size of its proposal: Σ |log move| / log max_ratio of its knobs
+    wish_i    size of its proposal: Σ |move| / log max_ratio of its knobs
     stir_i    that size without what calms: the rate or the clip lowered
     calm(s)   Σ_j s_j (wish_j - stir_j)
     E_c(s)    tanh(Σ_j s_j e_cj): e_cj is what the learned effects expect of j's whole proposal within 20 steps. Means
@@ -100,7 +100,7 @@ def game(context: TrainingContext, scores: Criteria, wishes: Wishes) -> Game:
 
 
 def movement(moves: Mapping[str, float]) -> float:
-    """Size of a move in whole moves: Σ |log move| / log max_ratio."""
+    """Size of a move in whole moves: Σ |move| / log max_ratio."""
     return math.fsum(abs(move) / math.log(KNOBS[knob].max_ratio) for knob, move in moves.items())
 
 

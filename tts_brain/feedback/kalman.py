@@ -1,7 +1,7 @@
 """An extended Kalman filter per metric: level, slope, and what our own moves did to the slope.
 
     state     x = [latent level, latent slope per step, effect of knob 1, …, effect of knob K]
-    moves     slope += Σ effect_k · log(new_k / old_k)                             once, when they are made
+    moves     slope += Σ effect_k · move_k                                         once, when they are made
     time      level += slope;  slope = ρ · slope + w,  w ~ N(0, drift · noise²)    per step
     seen      y = h(level) + h'(level) · v,  v ~ N(0, noise²)    h: identity, exp or logistic, declared
 
@@ -298,7 +298,7 @@ class MetricFilter:
             step: optimizer step. Steps may be left out; one that is not above the last counts as no time passed.
             value: the metric. None, a value that is not finite (or above 1e38) and one that the link cannot show (below
                 0 for ``log``, outside [0, 1] for ``logit``) count as not seen.
-            moves: log(new / old) of the knobs turned since the last update.
+            moves: of the knobs turned since the last update (``Knob.move``).
 
         Raises:
             ValueError: on an unknown knob, or a move that is not finite or beyond ±20. Nothing is changed then.
@@ -316,7 +316,7 @@ class MetricFilter:
         return self._report(surprise, changed) if memory.count else None
 
     def effect(self, knob: str) -> tuple[float, float]:
-        """Mean and standard deviation of the change in latent slope per unit of log move (a factor of e).
+        """Mean and standard deviation of the change in latent slope per unit of move (``Knob.move``).
 
         In noise-free latent units per step: for ``log`` the relative change per step. (0, 0) for a knob never turned.
         """
@@ -326,7 +326,7 @@ class MetricFilter:
     def helped(self, moves: Mapping[str, float] | None = None) -> float:
         """Probability, in [0, 1], that the slope is better with ``moves`` than it would be without.
 
-        ``moves`` are log ratios as in ``update``; the last ones seen if left out. 0.5 is "no idea".
+        ``moves`` are as in ``update``; the last ones seen if left out. 0.5 is "no idea".
         """
         turned = np.asarray(self._memory.last_moves if moves is None else self._turned(moves))
         mean = float(turned @ self._x[2:])
@@ -497,7 +497,7 @@ class MetricFilter:
         turned = list(self._still)
         for name, move in moves.items():
             if not abs(move) <= _LARGEST_MOVE:
-                raise ValueError(f"move of {name!r} is {move}; write log(new / old), within ±{_LARGEST_MOVE:g}")
+                raise ValueError(f"move of {name!r} is {move}; write a Knob.move, within ±{_LARGEST_MOVE:g}")
             turned[self._index(name)] = float(move)
         return turned
 

@@ -72,7 +72,7 @@ class FeedbackLoopManager:
     """Watches one move at a time, and the run as a whole.
 
     Args:
-        trial_steps: how many steps a move is watched before it is judged.
+        trial_steps: how many steps a move is watched before it is judged; half of them before there is an alignment.
         divergence_sigmas: rise above the best level, in noise units, that counts as divergence.
         lost_alignment_steps: how long ``attention_diag`` must stay under half its best.
         loss: name of the loss that moves are judged by.
