@@ -267,6 +267,18 @@ def test_with_too_little_seen_nothing_is_proposed() -> None:
         assert LearningRateAgent().propose(context(trends=trends), start_knobs()).moves == {}
 
 
+def test_on_an_endless_plateau_the_rate_falls_about_as_the_inverse_square_root_of_the_decisions() -> None:
+    agent, knobs = LearningRateAgent(), start_knobs()
+    flat = context(phase=TrainingPhase.CONVERGENCE, loss_z=0.0)
+    at = {}
+    for decision in range(1, 10_001):
+        knobs |= agent.propose(flat, knobs).moves
+        at[decision] = knobs[LEARNING_RATE]
+    assert at[50] < 0.5  # soon at first
+    for early, late in ((100, 1_000), (1_000, 10_000)):
+        assert 0.4 < math.log(at[early] / at[late]) / math.log(late / early) < 0.65
+
+
 # guided attention
 
 

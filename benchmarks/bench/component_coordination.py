@@ -1,12 +1,12 @@
 """What coordination changes: micro-Tacotrons under the brain with it, without it, and with plain averaging.
 
 *Healthy* runs start at rates 100 times apart, with noise, edge silence or one redrawn attention; *troubled* ones at ten
-times the rate and more. A *reversal* is a knob that moves the other way than the last time it moved.
+times the rate and more. A *reversal* is a knob that moves the other way than the last time it moved; a *chain* is a
+move, its counter-move and the counter to that: two or more reversals of a knob, each within 50 steps of the last move.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +14,12 @@ from typing import Any
 from tts_brain.config import BrainConfig
 from tts_brain.learning.micro_tacotron import CAPABILITIES, MicroRuns, MicroSetting
 from tts_brain.manager import ContextAwareTrainingManager
-from tts_brain.types import Verdict
+from tts_brain.types import KNOBS, Verdict
 
 PART = "coordination"
 SEED, STEPS, LOOK_EVERY = 100, 300, 10
 ALIGNED, IN_A_ROW = 0.5, 3
+_CHAIN_WITHIN = 50
 _WEAK = 0.02  # guided weight of the host, in normalised units: what a default comes to
 _NOISY, _SILENT = {"wrong_transcripts": 0.2}, {"edge_silence": (0.0, 12.0)}
 
@@ -41,11 +42,12 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Steered:
-    """Means over runs: steps to aligned (twice the budget if never), held-out L1, reversals per 1,000 steps."""
+    """Means over runs: steps to aligned (twice the budget if never), held-out L1; reversals, chains per 1,000 steps."""
 
     aligned: float
     l1: float
     reversals: float
+    chains: float
 
 
 def steer(kinds: Mapping[str, Mapping[str, Any]], seeds: int, steps: int, config: Mapping[str, Any]) -> Steered:
@@ -64,6 +66,7 @@ def steer(kinds: Mapping[str, Mapping[str, Any]], seeds: int, steps: int, config
         sum(steps_to_aligned(brain.looks, steps) for brain in brains) / count,
         sum(brain.looks[-1][2] for brain in brains) / count,
         1000.0 * sum(brain.reversals for brain in brains) / (count * steps),
+        1000.0 * sum(brain.chains for brain in brains) / (count * steps),
     )
 
 
@@ -72,9 +75,9 @@ class _Steering:
 
     def __init__(self, setting: MicroSetting, config: Mapping[str, Any]) -> None:
         self._manager = ContextAwareTrainingManager(BrainConfig(**config), CAPABILITIES, setting.host_values)
-        self._last: dict[str, float] = {}
+        self._last: dict[str, tuple[int, float, int]] = {}  # step, move, reversals in a row
         self.looks: list[tuple[int, float, float]] = []
-        self.reversals = 0
+        self.reversals = self.chains = 0
 
     @property
     def knobs(self) -> Mapping[str, float]:
@@ -87,12 +90,18 @@ class _Steering:
             return
         decision = manager.decide()
         for knob, (old, new) in decision.moves.items():
-            move = math.log(new / old)
-            self.reversals += self._last.get(knob, 0.0) * move < 0.0
-            self._last[knob] = move
+            self._note(decision.step, knob, KNOBS[knob].move(old, new))
         if decision.verdict is Verdict.ROLL_BACK:
             count, trial = manager.rollbacks_in_a_row + 1, manager.feedback.trial
             manager.rolled_back(failed_at=observation.step, count=count, restored=False, trial=trial)
+
+    def _note(self, step: int, knob: str, move: float) -> None:
+        before, last, row = self._last.get(knob, (step, 0.0, 0))
+        reversed_ = last * move < 0.0
+        row = row + 1 if reversed_ and step - before <= _CHAIN_WITHIN else 0
+        self.reversals += reversed_
+        self.chains += row == 2  # a longer chain is one chain too
+        self._last[knob] = (step, move, row)
 
 
 def steps_to_aligned(looks: Sequence[tuple[int, float, float]], steps: int) -> int:
@@ -115,6 +124,7 @@ def rows(quick: bool = False) -> list[Row]:
                 ("steps to aligned", full.aligned, rival.aligned),
                 ("held-out L1", full.l1, rival.l1),
                 ("reversals per 1,000 steps", full.reversals, rival.reversals),
+                ("chains of counter-moves per 1,000 steps", full.chains, rival.chains),
             ):
                 note = f"mean of {len(some) * many} micro-Tacotrons, {steps} steps"
                 row = {"part": PART, "against": against, "figure": f"{figure}, {name} starts"}

@@ -50,6 +50,7 @@ BRAINS: dict[str, dict[str, Any]] = {
     "brain without risk": {"max_move_risk": 1.0},
     "brain without forecasts": {"forecasts": False},
     "brain without coordination": {"coordination": "none"},
+    "brain with plain averaging": {"coordination": "average"},
 }
 GRID = _grid()
 AT = "brain at "

@@ -45,6 +45,10 @@ _UNSAFE = 0.2
 # rate does changes as the training goes on, and a verdict may have been wrong.
 _CEILING_SHARE, _CEILING_DECISIONS = 0.75, 15
 _PLATEAU_DECISIONS = 6
+# A plateau of so many decisions eases the rate, but after the first 50 of them only if 0.28 of all decisions (less _YOUNG)
+# have gone by since it was eased last: it falls about as the inverse square root of the steps, as the
+# schedule of Vaswani et al. (2017) does, and not to nothing in a long run whose loss always looks flat.
+_SHARE_OF_RUN, _YOUNG = 0.28, 8.5
 
 
 class LearningRateAgent:
@@ -63,12 +67,15 @@ class LearningRateAgent:
         self._ceiling_phase = 0
         self._ceiling_age = 0
         self._flat = 0
+        self._decisions = 0
+        self._eased_at = 0  # by the count of decisions
 
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
         """One move of the rate, with the clip tightened while gradients spike."""
         z = slope_z(context)
         if z is None or LEARNING_RATE not in knobs:
             return Proposal(self.name, {}, "too little seen yet to judge the rate")
+        self._decisions += 1
         self._ceiling_age += 1
         if context.phase.index > self._ceiling_phase or self._ceiling_age > _CEILING_DECISIONS:
             self._ceiling = math.inf
@@ -98,12 +105,16 @@ class LearningRateAgent:
             return LOWER, f"{harm}: lower the rate"
         searching = context.phase.index < TrainingPhase.REFINEMENT.index
         # A search that has come to the highest rate stays there; a host that began above it may be why nothing moves.
-        if self._flat >= _PLATEAU_DECISIONS and (not searching or rate > self._max_rate * _TOLERANCE):
-            self._flat = 0
-            return EASE, f"flat for {_PLATEAU_DECISIONS} decisions, and higher is no way out: ease the rate"
+        if self._plateau() and (not searching or rate > self._max_rate * _TOLERANCE):
+            self._flat, self._eased_at = 0, self._decisions
+            return EASE, f"flat for {_PLATEAU_DECISIONS} decisions or more, and higher is no way out: ease the rate"
         if z < _FALLS or (searching and z < _LEVEL):
             return self._raise(context, rate, z)
         return 1.0, f"no clear direction (z {z:+.1f}): keep the rate"
+
+    def _plateau(self) -> bool:
+        since = self._decisions - self._eased_at
+        return self._flat >= _PLATEAU_DECISIONS and since >= _SHARE_OF_RUN * self._decisions - _YOUNG
 
     def _raise(self, context: TrainingContext, rate: float, z: float) -> tuple[float, str]:
         blocked = self._why_not_higher(context, rate)
@@ -158,6 +169,8 @@ class LearningRateAgent:
             "ceiling_phase": self._ceiling_phase,
             "ceiling_age": self._ceiling_age,
             "flat": self._flat,
+            "decisions": self._decisions,
+            "eased_at": self._eased_at,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -165,6 +178,8 @@ class LearningRateAgent:
         self._ceiling_phase = int(state["ceiling_phase"])
         self._ceiling_age = int(state["ceiling_age"])
         self._flat = int(state["flat"])
+        self._decisions = int(state["decisions"])
+        self._eased_at = int(state["eased_at"])
 
 
 def _expected(forecast: Forecast, loss: FilterReport | None) -> dict[str, float]:
