@@ -41,7 +41,7 @@ from tts_brain.types import (
     Verdict,
 )
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
 # As moves (``Knob.move``): below the first nothing is said to move, above the second a move is put on trial. What lies
 # between is the smooth drift of a law that reverses itself.
