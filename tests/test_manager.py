@@ -431,6 +431,28 @@ def test_after_an_undo_what_was_taken_back_cools_down_and_the_rest_moves_on(seed
     assert not any(LEARNING_RATE in moves for moves in cooling) and any(cooling)
 
 
+def test_a_second_undo_leaves_the_first_ones_cooldown_alone() -> None:
+    manager = make_manager(cooldown_steps=100)
+    course = [Stretch(20, attention=0.6), Stretch(30, attention=0.4)] * 2
+    moved = {20: {LEARNING_RATE: (1.0, 1.5)}, 70: {GUIDED_WEIGHT: (4.5, 6.0)}}
+    for observation in observations(course):
+        manager.observe(observation)
+        if observation.step in moved:
+            series = manager.analyzer.series(manager.loss_name)
+            manager.feedback.open(observation.step, moved[observation.step], manager.context(), series)
+        elif observation.step in (50, 100):
+            assert manager.decide().verdict is Verdict.UNDO
+    assert manager.state_dict()["cooling"] == {LEARNING_RATE: 150, GUIDED_WEIGHT: 200}
+
+
+def test_a_state_in_which_the_loss_surely_rises_is_not_one_to_go_back_to() -> None:
+    for slope, healthy in ((-0.02, True), (0.2, False)):
+        manager = make_manager(mode="assist")
+        drive(manager, observations([Stretch(60, slope=-0.02), Stretch(60, slope=slope)]))
+        manager.feedback.close()
+        assert manager.healthy is healthy
+
+
 def test_a_long_watch_with_a_short_history_still_ends() -> None:
     manager = make_manager(history_size=20, trial_steps=40, cooldown_steps=0)
     verdicts = drive(manager, observations([Stretch(300, slope=-0.02)]))

@@ -19,6 +19,7 @@ from typing import Any
 from tts_brain.agents import Agent, build_agents
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
+from tts_brain.context.reading import RISES, slope_z
 from tts_brain.coordination.game import stirring
 from tts_brain.coordination.optimizer import Coordination, MultiAgentOptimizer, averaged
 from tts_brain.coordination.outlook import dynamics
@@ -88,8 +89,7 @@ class ContextAwareTrainingManager:
         self.knobs = {n: self._start_value(n, host_values or {}) for n in KNOBS if n in steered}
         self._rollbacks_in_a_row = 0
         self._healthy_since = 0
-        self._cooldown_until = 0
-        self._cooling: tuple[str, ...] = tuple(KNOBS)  # what does not move until then
+        self._cooling: dict[str, int] = {}  # by knob, the step until which it does not move
         self._last_decision = 0
         self._gave_up = False
         self._decided_on: TrainingContext | None = None
@@ -146,6 +146,13 @@ class ContextAwareTrainingManager:
         )
 
     @property
+    def healthy(self) -> bool:
+        """Is this a state to go back to? The last step was finite, no move is on trial, the loss does not rise."""
+        z = None if self._decided_on is None else slope_z(self._decided_on)
+        rises = z is not None and z > RISES
+        return self.analyzer.nonfinite_run == 0 and self.feedback.trial is None and not rises
+
+    @property
     def decided_on(self) -> TrainingContext:
         """The context of the newest decision; afresh where there was none yet, or an earlier state has come back."""
         return self.context() if self._decided_on is None else self._decided_on
@@ -175,8 +182,9 @@ class ContextAwareTrainingManager:
         proposals = tuple(agent.propose(context, self.knobs) for agent in self.agents)
         if context.nonfinite_run:
             return self._hold(context, "the last step was not finite: nothing moves until it is", proposals)
-        if context.step < self._cooldown_until and set(self.knobs) <= set(self._cooling):
-            return self._hold(context, f"cooling down until step {self._cooldown_until}", proposals)
+        cooling = self._cooling_down(context.step)
+        if cooling and set(self.knobs) <= set(cooling):
+            return self._hold(context, f"cooling down until step {max(cooling.values())}", proposals)
         return self._weigh(context, proposals)
 
     def _broken(self, context: TrainingContext) -> str | None:
@@ -205,7 +213,7 @@ class ContextAwareTrainingManager:
         self._learn(trial.moves, context, kept=judgement.kept)
         if judgement.kept:
             return None
-        self._cooldown_until, self._cooling = context.step + self.config.cooldown_steps, tuple(trial.moves)
+        self._cooling |= dict.fromkeys(trial.moves, context.step + self.config.cooldown_steps)
         back = {name: old for name, (old, _) in trial.moves.items() if name in self.knobs}
         return self._decision(
             context, Verdict.UNDO, judgement.reason, after={**self.knobs, **back}, evidence=judgement.evidence
@@ -219,8 +227,10 @@ class ContextAwareTrainingManager:
         evidence = {"risk": risk.probability, "certainty": context.certainty}
         moved = _moved(self.knobs, after)
         # Without a move all agents have their say, else those whose knobs move.
-        speakers = [p.reason for p in proposals if not moved or set(p.moves) & set(moved)]
-        reason = "; ".join([*settled.cuts, *speakers])
+        speakers = [p for p in proposals if not moved or set(p.moves) & set(moved)]
+        cooling = self._cooling_down(context.step)
+        waits = [f"{n} cools down until step {cooling[n]}" for p in speakers for n in p.moves if n in cooling]
+        reason = "; ".join([*settled.cuts, *waits, *(p.reason for p in speakers)])
         if not moved:
             return self._hold(context, reason, proposals, evidence, settled.record)
         after = {name: after[name] if name in moved else old for name, old in self.knobs.items()}
@@ -233,10 +243,13 @@ class ContextAwareTrainingManager:
             self.feedback.open(context.step, bold, context, self.analyzer.series(self.loss_name))
         return decision
 
+    def _cooling_down(self, step: int) -> dict[str, int]:
+        return {name: until for name, until in self._cooling.items() if step < until}
+
     def _within_limits(self, context: TrainingContext, proposals: tuple[Proposal, ...]) -> dict[str, float]:
         """What the agents want of the knobs that may move now, within the knobs' limits."""
         trial = self.feedback.trial
-        cooling = self._cooling if context.step < self._cooldown_until else ()
+        cooling = self._cooling_down(context.step)
         wanted = {}
         for agent, proposal in zip(self.agents, proposals, strict=True):
             for name, value in proposal.moves.items():
@@ -338,7 +351,7 @@ class ContextAwareTrainingManager:
         lower_by = max(count - self._rollbacks_in_a_row, 1)
         self._rollbacks_in_a_row = count
         self._healthy_since = failed_at
-        self._cooldown_until, self._cooling = failed_at + self.config.cooldown_steps, tuple(KNOBS)
+        self._cooling = dict.fromkeys(KNOBS, failed_at + self.config.cooldown_steps)
         self._last_decision = failed_at
         self._decided_on = None
         self.regime_changed()
@@ -368,8 +381,7 @@ class ContextAwareTrainingManager:
             "feedback": self.feedback.state_dict(),
             "rollbacks_in_a_row": self._rollbacks_in_a_row,
             "healthy_since": self._healthy_since,
-            "cooldown_until": self._cooldown_until,
-            "cooling": list(self._cooling),
+            "cooling": dict(self._cooling),
             "last_decision": self._last_decision,
             "gave_up": self._gave_up,
         }
@@ -408,18 +420,17 @@ class ContextAwareTrainingManager:
         self.feedback.load_state_dict(state["feedback"])
         self._rollbacks_in_a_row = int(state["rollbacks_in_a_row"])
         self._healthy_since = int(state["healthy_since"])
-        self._cooldown_until = int(state["cooldown_until"])
-        self._cooling = tuple(_known(state["cooling"]))
+        self._cooling = _deadlines(state["cooling"])
         self._last_decision = int(state["last_decision"])
         self._gave_up = state["gave_up"]
         self._decided_on = None
         self.knobs = {name: KNOBS[name].limit(value, value) for name, value in knobs.items()}
 
 
-def _known(names: list[str]) -> list[str]:
-    if not isinstance(names, list) or any(name not in KNOBS for name in names):
-        raise ValueError(f"knobs that cool down are {names!r}; a list of known ones is read")
-    return names
+def _deadlines(state: Mapping[str, Any]) -> dict[str, int]:
+    if not set(state) <= set(KNOBS):
+        raise ValueError(f"knobs that cool down are {sorted(state)}; known are {', '.join(KNOBS)}")
+    return {name: int(step) for name, step in state.items()}
 
 
 def _joined(wishes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

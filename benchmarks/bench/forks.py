@@ -234,9 +234,8 @@ class _Brain:
     def _maybe_take(self, step: int) -> None:
         """As ``pytorch.rescue`` does."""
         newest = self._snapshots.newest()
-        healthy = self._manager.analyzer.nonfinite_run == 0 and self._manager.feedback.trial is None
         far_enough = newest is None or step - newest >= self._manager.config.snapshot_every
-        if far_enough and (newest is None or healthy):
+        if far_enough and (newest is None or self._manager.healthy):
             self._snapshots.take(step, {"run": self._row, "brain": self._manager})
 
     def _roll_back(self, step: int) -> bool:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tts_brain.context.reading import MAX_UPDATE_RATIO, fast_swing, slope_z
+from tts_brain.context.reading import FALLS, MAX_UPDATE_RATIO, RISES, fast_swing, slope_z
 from tts_brain.types import (
     GRAD_CLIP,
     GRAD_CLIP_OFF,
@@ -32,9 +32,7 @@ EASE = 0.85
 _SMALLEST_RAISE = 1.1
 _TOLERANCE = 1.05
 TIGHT_CLIP = 3.0
-_FALLS = -2.0
 _LEVEL = 1.0
-_RISES = 3.0
 _SPIKY = 0.15
 _CALM = 0.05
 # At a tenth of what healthy runs show, the rate is far from where it matters, and is doubled instead.
@@ -45,9 +43,9 @@ _UNSAFE = 0.2
 # rate does changes as the training goes on, and a verdict may have been wrong.
 _CEILING_SHARE, _CEILING_DECISIONS = 0.75, 15
 _PLATEAU_DECISIONS = 6
-# A plateau of so many decisions eases the rate, but after the first 50 of them only if 0.28 of all decisions (less _YOUNG)
-# have gone by since it was eased last: it falls about as the inverse square root of the steps, as the
-# schedule of Vaswani et al. (2017) does, and not to nothing in a long run whose loss always looks flat.
+# A plateau of so many decisions eases the rate, but after the first 50 of them only if 0.28 of all decisions (less
+# _YOUNG) have gone by since it was eased last: it falls about as the inverse square root of the steps, as the schedule
+# of Vaswani et al. (2017) does, and not to nothing in a long run whose loss always looks flat.
 _SHARE_OF_RUN, _YOUNG = 0.28, 8.5
 
 
@@ -81,7 +79,7 @@ class LearningRateAgent:
             self._ceiling = math.inf
         self._flat = self._flat + 1 if abs(z) < 1.0 else 0
         evidence = {
-            "loss_z": z,
+            "loss_z": round(z, 6),  # the last digits hang on the loss's unit, and no record of a decision may
             "grad_spikes": context.grad_spikes,
             "rate": context.learning_rate * knobs[LEARNING_RATE],
             "update_ratio": context.update_ratio,
@@ -108,7 +106,7 @@ class LearningRateAgent:
         if self._plateau() and (not searching or rate > self._max_rate * _TOLERANCE):
             self._flat, self._eased_at = 0, self._decisions
             return EASE, f"flat for {_PLATEAU_DECISIONS} decisions or more, and higher is no way out: ease the rate"
-        if z < _FALLS or (searching and z < _LEVEL):
+        if z < FALLS or (searching and z < _LEVEL):
             return self._raise(context, rate, z)
         return 1.0, f"no clear direction (z {z:+.1f}): keep the rate"
 
@@ -127,7 +125,7 @@ class LearningRateAgent:
         factor = min(wish, limit / rate)
         if factor < _SMALLEST_RAISE:
             return 1.0, f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
-        why = f"the loss falls steadily (z {z:+.1f})" if z < _FALLS else f"the loss does not rise (z {z:+.1f})"
+        why = f"the loss falls steadily (z {z:+.1f})" if z < FALLS else f"the loss does not rise (z {z:+.1f})"
         also = f", weights change by {context.update_ratio:.2%} a step only" if timid else ", gradients calm"
         return factor, f"{why}{also}: try a higher rate"
 
@@ -195,13 +193,13 @@ def _expected(forecast: Forecast, loss: FilterReport | None) -> dict[str, float]
 
 
 def _why_lower(context: TrainingContext, z: float) -> str | None:
-    if z > _RISES:
+    if z > RISES:
         return f"the loss rises (z {z:+.1f})"
     if context.grad_spikes > _SPIKY:
         return f"{context.grad_spikes:.0%} of the gradient norms spike"
     swing = fast_swing(context)
     # While it falls all the same, an oscillation does no harm.
-    if swing is not None and z > _FALLS:
+    if swing is not None and z > FALLS:
         return f"the loss swings with a period of {swing.period:.1f} steps (chance 1e-{swing.oscillation:.0f})"
     return None
 

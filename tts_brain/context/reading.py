@@ -11,6 +11,8 @@ MAX_UPDATE_RATIO = 0.02
 # Longest period, in steps, of an oscillation that is put down to the rate: an epoch's own rhythm is longer.
 _RATE_PERIOD = 12.0
 _FEWEST = 4
+# In standard errors of the slope: below the first the loss surely falls, above the second it surely rises.
+FALLS, RISES = -2.0, 3.0
 
 
 def slope_z(context: TrainingContext) -> float | None:

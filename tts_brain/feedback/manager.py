@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tts_brain.context.reading import slope_z
+from tts_brain.context.reading import FALLS, slope_z
 from tts_brain.context.trends import noise_level, trend
 from tts_brain.feedback.filters import LOSS, RunFilters
 from tts_brain.types import KNOBS, LEARNING_RATE, Observation, TrainingContext
@@ -27,7 +27,6 @@ _RISING_Z = 3.0
 _HELPED_LITTLE, _HELPED_NOT = 0.15, 0.05
 # Losses seen before the move that its verdict must rest on: the first steps of a run fall as they never will again.
 _FILTER_SETTLED = 40
-_FALLS = -2.0
 # Standard error of a median over that of a mean, under normal noise.
 _MEDIAN_ERROR = 1.25
 
@@ -179,7 +178,7 @@ class FeedbackLoopManager:
             return 0.5
         # Every loss falls less and less: as long as it surely falls, a raise is not to blame for that.
         z = slope_z(context)
-        if new > old and z is not None and z < _FALLS:
+        if new > old and z is not None and z < FALLS:
             return 0.5
         return self.filters.helped(LOSS, {LEARNING_RATE: (old, new)})
 

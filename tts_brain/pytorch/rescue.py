@@ -51,10 +51,9 @@ class Rescue:
         """Take a snapshot when it is time; returns why there will be none, once, else an empty text."""
         newest = self._snapshots.steps[-1] if self._snapshots.steps else None
         far_enough = newest is None or step - newest >= self._manager.config.snapshot_every
-        healthy = self._manager.analyzer.nonfinite_run == 0 and self._manager.feedback.trial is None
         # A first one at once, so that an early break has something to go back to: in a bad stretch too, as the guard
         # has kept its weights and statistics finite.
-        if not far_enough or self._refused or (newest is not None and not healthy):
+        if not far_enough or self._refused or (newest is not None and not self._manager.healthy):
             return ""
         self._refused = not self._snapshots.take(step, self._parts)
         return self._snapshots.last_refusal
