@@ -193,6 +193,13 @@ def test_the_order_of_players_and_moves_changes_nothing(seed: int, shape: tuple[
         assert strategy == pytest.approx([one.strategies[p][k] for k in orders[p]], abs=1e-5)
 
 
+@pytest.mark.parametrize("factor", [0.5, 1e-3])
+def test_what_comes_back_is_a_mixture_also_where_newtons_method_ends_outside(factor: float) -> None:
+    found = solve(factor * random_game(89, (3, 4, 2)))
+    assert [sum(strategy) for strategy in found.strategies] == pytest.approx([1.0] * 3)
+    assert found.play == (0, 1, 0)
+
+
 @given(seeds, st.sampled_from([(5, 5, 5), (4, 4), (3, 2, 3)]), st.floats(0.01, 1.0), st.data())
 @settings(max_examples=50, deadline=None)
 def test_a_dominated_move_is_never_made(seed: int, shape: tuple[int, ...], by: float, data: st.DataObject) -> None:

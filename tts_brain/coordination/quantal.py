@@ -208,7 +208,11 @@ def _solved(game: Multilinear, mixed: Vector, used: Flags) -> Vector:
         if not 1e-13 < far < 2.0:
             break
     now = np.maximum(now, 0.0)
-    solved: Vector = now / np.maximum(game.sums(now), 1e-300)[game.owner]
+    sums = game.sums(now)
+    # Newton's method may end far outside, with nothing left of a player: no mixture, whose regret would look like 0.
+    if not (np.isfinite(sums) & (sums > 0.5)).all():
+        return mixed
+    solved: Vector = now / sums[game.owner]
     return solved
 
 
