@@ -118,3 +118,11 @@ def test_the_moves_of_a_decision_are_the_knobs_that_changed() -> None:
     before, after = {"a": 1.0, "b": 2.0}, {"a": 1.5, "b": 2.0}
     decision = Decision(1, Verdict.ACCEPT, TrainingPhase.PRE_ALIGNMENT, before, after, "why")
     assert decision.moves == {"a": (1.0, 1.5)}
+
+
+@given(st.sampled_from(list(KNOBS.values())), st.floats(0.01, 20.0), st.floats(0.01, 20.0), st.floats(0.01, 1.0))
+def test_approach_goes_its_share_of_the_way_and_not_past(
+    knob: Knob, current: float, target: float, share: float
+) -> None:
+    new = knob.approach(current, target, share)
+    assert knob.move(current, new) == pytest.approx(share * knob.move(current, target), abs=1e-9)

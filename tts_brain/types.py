@@ -150,6 +150,10 @@ class Knob:
         """Inverse of ``move``: the value after it, not yet limited."""
         return (old + self.scale) * exp(move) - self.scale
 
+    def approach(self, current: float, target: float, share: float) -> float:
+        """The value after a ``share`` in (0, 1] of the move from ``current`` to ``target``, not yet limited."""
+        return self.moved(current, share * self.move(current, target))
+
     def limit(self, current: float, wanted: float) -> float:
         """``wanted``, brought within the bounds and within one whole move, ``log(max_ratio)``, of ``current``.
 

@@ -33,11 +33,6 @@ def _feared(context: TrainingContext, report: AttentionReport) -> tuple[float, s
     return now * (1.0 - 0.5 * chance), remark
 
 
-def _part_of_the_way(name: str, now: float, target: float, share: float) -> float:
-    knob = KNOBS[name]
-    return knob.moved(now, share * knob.move(now, target))
-
-
 class GuidedAttentionAgent:
     """Owns the guided weight (normalised), the guide's width, and the weight of the forward-sum term.
 
@@ -66,7 +61,7 @@ class GuidedAttentionAgent:
         }
         # Two phases with equal odds halve the step.
         rate = self._rate * (0.5 + 0.5 * context.certainty)
-        moves = {k: _part_of_the_way(k, knobs[k], t, rate) for k, t in targets.items() if k in knobs}
+        moves = {k: KNOBS[k].approach(knobs[k], t, rate) for k, t in targets.items() if k in knobs}
         sides = {"diagonality": report.diagonality, "focus": report.focus, "coverage": report.coverage}
         weakest = min(sides, key=lambda side: sides[side])
         reason = (

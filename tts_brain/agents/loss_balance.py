@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tts_brain.losses.controller import AdaptiveLossController
-from tts_brain.types import GATE_WEIGHT, MEL_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA, Proposal, TrainingContext
+from tts_brain.types import GATE_WEIGHT, KNOBS, MEL_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA, Proposal, TrainingContext
 
 
 class LossBalanceAgent:
@@ -21,7 +21,8 @@ class LossBalanceAgent:
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
         """A step of ``adaptation_rate`` toward each target."""
         targets = self._controller.targets(context.phase_posterior)
-        moves = {k: self._controller.approach(knobs[k], t) for k, t in targets.items() if k in knobs}
+        rate = self._controller.adaptation_rate
+        moves = {k: KNOBS[k].approach(knobs[k], t, rate) for k, t in targets.items() if k in knobs}
         evidence = {f"{k}_target": t for k, t in targets.items()}
         errors = context.stop_errors
         stop = "stop token not seen yet"

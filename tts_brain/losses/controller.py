@@ -67,10 +67,6 @@ class AdaptiveLossController:
             TVERSKY_BETA: beta,
         }
 
-    def approach(self, current: float, target: float) -> float:
-        """``adaptation_rate`` of the way from ``current`` to ``target`` on the logarithmic scale; both positive."""
-        return current * math.exp(self.adaptation_rate * math.log(target / current))
-
     def state_dict(self) -> dict[str, Any]:
         """The smoothed errors."""
         return {"errors": None if self._errors is None else list(self._errors)}
