@@ -155,6 +155,7 @@ def context(**changes: Any) -> TrainingContext:
         grad_spikes=0.0,
         grad_norm_median=1.0,
         nonfinite_run=0,
+        nonfinite_losses=0,
         learning_rate=1e-4,
         update_ratio=1e-3,
         best_attention_diag=diag,

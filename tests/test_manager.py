@@ -286,6 +286,16 @@ def test_steps_that_are_not_finite_roll_back_in_full_and_only_hold_in_assist() -
     assert all("not finite" in d.reason for d in assist if d.step > 42)
 
 
+def test_steps_left_out_under_finite_losses_take_long_to_count_as_a_break() -> None:
+    """Half precision that looks for its loss scale: the guard has kept the weights, so going back mends nothing."""
+    stream = list(observations([Stretch(80, slope=-0.02)]))
+    left_out = [replace(o, skipped=o.step > 40, grad_norm=math.nan if o.step > 40 else o.grad_norm) for o in stream]
+    verdicts = {d.step: d.verdict for d in drive(make_manager(), left_out) if d.step > 40}
+    assert verdicts[43] is Verdict.HOLD
+    first = next(step for step, verdict in verdicts.items() if verdict is Verdict.ROLL_BACK)
+    assert 60 <= first < 65
+
+
 def test_in_assist_a_rising_loss_lowers_the_rate() -> None:
     """Nothing is rolled back there, so the agents must not be kept from acting while the run stands broken."""
     manager = make_manager(mode="assist", cooldown_steps=0)

@@ -42,8 +42,11 @@ from tts_brain.types import (
     Verdict,
 )
 
-STATE_VERSION = 3
+STATE_VERSION = 4
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
+# Steps in a row left out under finite losses. The guard has kept the weights, so that going back a few steps mends
+# nothing: half precision looks for its loss scale so. Where it lasts, the weights are where no gradient is finite.
+_SKIPPED_LIMIT = 20
 # As moves (``Knob.move``): below the first nothing is said to move, above the second a move is put on trial. What lies
 # between is the smooth drift of a law that reverses itself.
 _SMALL_MOVE = 0.005
@@ -188,8 +191,10 @@ class ContextAwareTrainingManager:
         return self._weigh(context, proposals)
 
     def _broken(self, context: TrainingContext) -> str | None:
-        if context.nonfinite_run >= NONFINITE_LIMIT:
-            return f"{context.nonfinite_run} steps in a row were not finite"
+        if context.nonfinite_losses >= NONFINITE_LIMIT:
+            return f"the losses of {context.nonfinite_losses} steps in a row were not finite"
+        if context.nonfinite_run >= _SKIPPED_LIMIT:
+            return f"{context.nonfinite_run} steps in a row were left out, as their gradients were not finite"
         return self.feedback.broken(context, self.analyzer.series(self.loss_name))
 
     def _on_broken(self, context: TrainingContext, reason: str) -> Decision:

@@ -358,7 +358,8 @@ class TrainingContext:
         stable: the relative noise of the total loss is under ``stability_threshold``.
         grad_spikes: share of the window's gradient norms above three medians, in [0, 1].
         grad_norm_median: over the window; NaN before the first norm.
-        nonfinite_run: how many observations in a row were not finite, up to now.
+        nonfinite_run: how many observations in a row were not finite, up to now: loss, gradient, or a step left out.
+        nonfinite_losses: of them, how many in a row up to now had a loss that was not finite.
         learning_rate: the host's newest rate; NaN when unknown.
         update_ratio: newest ``|Δw| / |w|``; NaN when unknown.
         best_attention_diag: best smoothed value so far, 0 before the first.
@@ -383,6 +384,7 @@ class TrainingContext:
     grad_spikes: float
     grad_norm_median: float
     nonfinite_run: int
+    nonfinite_losses: int
     learning_rate: float
     update_ratio: float
     best_attention_diag: float

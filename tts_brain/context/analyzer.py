@@ -59,6 +59,7 @@ class ContextAnalyzer:
         self._first_level: float | None = None
         self._scalars = {"learning_rate": _NAN, "update_ratio": _NAN, "text_length": _NAN}
         self._nonfinite_run = 0
+        self._nonfinite_losses = 0
         self._step = 0
 
     @property
@@ -80,9 +81,10 @@ class ContextAnalyzer:
         norm = observation.grad_norm
         if norm is not None:
             self._append("grad_norm", observation.step, math.log(max(norm, 1e-12)) if _sane(norm) else _NAN)
-        bad = observation.skipped or not all(_sane(v) for v in observation.losses.values())
-        bad = bad or (norm is not None and not _sane(norm))
+        bad_loss = not all(_sane(v) for v in observation.losses.values())
+        bad = bad_loss or observation.skipped or (norm is not None and not _sane(norm))
         self._nonfinite_run = self._nonfinite_run + 1 if bad else 0
+        self._nonfinite_losses = self._nonfinite_losses + 1 if bad_loss else 0
         self._remember_scalars(observation)
         # One NaN in the running mean would stay there for good.
         if observation.attention is not None and all(_sane(v) for v in astuple(observation.attention)):
@@ -98,7 +100,7 @@ class ContextAnalyzer:
 
     def forgive(self) -> None:
         """Forget how many steps in a row were not finite: earlier weights are back."""
-        self._nonfinite_run = 0
+        self._nonfinite_run = self._nonfinite_losses = 0
 
     def context(self) -> TrainingContext:
         """Everything known now."""
@@ -117,6 +119,7 @@ class ContextAnalyzer:
             grad_spikes=sum(n > _SPIKE * middle for n in norms) / len(norms) if norms else 0.0,
             grad_norm_median=middle,
             nonfinite_run=self._nonfinite_run,
+            nonfinite_losses=self._nonfinite_losses,
             best_attention_diag=self._best_attention,
             learning_rate=self._scalars["learning_rate"],
             update_ratio=self._scalars["update_ratio"],
@@ -191,6 +194,7 @@ class ContextAnalyzer:
             "first_level": self._first_level,
             "scalars": dict(self._scalars),
             "nonfinite_run": self._nonfinite_run,
+            "nonfinite_losses": self._nonfinite_losses,
             "step": self._step,
             "phases": self.phases.state_dict(),
             "forecaster": None if self._forecaster is None else self._forecaster.state_dict(),
@@ -215,6 +219,7 @@ class ContextAnalyzer:
         self._first_level = None if first_level is None else float(first_level)
         self._scalars = scalars
         self._nonfinite_run = int(state["nonfinite_run"])
+        self._nonfinite_losses = int(state["nonfinite_losses"])
         self._step = int(state["step"])
 
 

@@ -216,6 +216,7 @@ def _context() -> TrainingContext:
         grad_spikes=0.0,
         grad_norm_median=math.nan,
         nonfinite_run=0,
+        nonfinite_losses=0,
         learning_rate=math.nan,
         update_ratio=math.nan,
         best_attention_diag=0.0,
