@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tts_brain.pytorch.heldout import masked_l1, speaks, undisturbed
+from tts_brain.pytorch.heldout import fresh_statistics, masked_l1, speaks, undisturbed
 
 
 @settings(deadline=None)
@@ -104,3 +104,16 @@ def test_a_layer_the_host_has_frozen_stays_so() -> None:
     with undisturbed(model):
         pass
     assert model.training and model[0].training and not model[1].training
+
+
+def test_fresh_statistics_leave_the_running_ones_alone() -> None:
+    norm = torch.nn.BatchNorm1d(2).eval()
+    norm.running_mean += 5.0
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    seen = torch.randn(64, 2) * 3.0 + 1.0
+    with pytest.raises(RuntimeError), fresh_statistics(norm):
+        fresh = norm(seen)
+        raise RuntimeError("whatever happens")
+    assert torch.allclose(fresh.mean(0), torch.zeros(2), atol=1e-5)
+    assert norm(seen).mean() < -1.0
+    assert all(torch.equal(value, before[name]) for name, value in norm.state_dict().items())

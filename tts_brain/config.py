@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from tts_brain.types import KNOBS, TVERSKY_ALPHA, TVERSKY_BETA, Mode
+from tts_brain.types import KNOBS, OVER_FRAMES, OVER_SPEECH, TVERSKY_ALPHA, TVERSKY_BETA, Mode
 
 _MODES = tuple(mode.value for mode in Mode)
 _COORDINATION = ("none", "average", "full")
+_GUIDES = (OVER_FRAMES, OVER_SPEECH)
 _SNAPSHOT_PLACES = ("memory", "disk")
 _COUNTS = (
     "decide_every",
@@ -54,6 +55,7 @@ class BrainConfig:
 
     # AdaptiveLossController and DynamicAttentionSupervisor; the guided weight is in normalised units
     initial_guided_weight: float = 4.5
+    guide_over: str = OVER_SPEECH
     initial_forward_sum_weight: float = 0.05
     tversky_A: float = 0.3
     tversky_B: float = 0.4
@@ -87,6 +89,7 @@ class BrainConfig:
     def __post_init__(self) -> None:
         _one_of("mode", self.mode, _MODES)
         _one_of("coordination", self.coordination, _COORDINATION)
+        _one_of("guide_over", self.guide_over, _GUIDES)
         _one_of("snapshot_place", self.snapshot_place, _SNAPSHOT_PLACES)
         for name in _COUNTS:
             _whole(name, getattr(self, name), 1, 10**7)

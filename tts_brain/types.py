@@ -182,6 +182,9 @@ TVERSKY_ALPHA = "tversky_alpha"
 TVERSKY_BETA = "tversky_beta"
 GRAD_CLIP = "grad_clip"
 
+# What the guide's diagonal is drawn over.
+OVER_FRAMES, OVER_SPEECH = "frames", "speech"
+
 GRAD_CLIP_OFF = 100.0
 FORWARD_SUM_OFF = 1e-3
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from trainer import Trainer
-from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
+from TTS.tts.layers.losses import TacotronLoss
 
 from tts_brain.config import BrainConfig
 from tts_brain.feedback.diagnosis import BatchFacts
@@ -34,7 +34,7 @@ from tts_brain.types import (
     Decision,
     Verdict,
 )
-from tts_brain_coqui.criterion import CriterionTap
+from tts_brain_coqui.criterion import CriterionTap, host_sigma
 
 log = logging.getLogger("tts_brain")
 
@@ -123,7 +123,7 @@ class CoquiAdapter:
             optimizers=[_torch_optimizer(o) for o in trainer.optimizer],
             model=trainer.model,
             parts=_parts(trainer),
-            host_values={GUIDED_SIGMA: _host_sigma(trainer)},
+            host_values={GUIDED_SIGMA: host_sigma(trainer.criterion[0])},
             dashboard=self._show_dashboard,
         )
 
@@ -168,6 +168,7 @@ class CoquiAdapter:
         self._criterion.tokens = tokens_per_utterance(tokens, batch["mel_lengths"])
         self._text_length = float(tokens.double().mean())
         trainer = self._trainer
+        self._criterion.reduction_factor = int(trainer.model.decoder.r)
         self.session.see_regime(
             {"reduction factor": int(trainer.model.decoder.r), "batch size": int(trainer.config.batch_size)}
         )
@@ -321,11 +322,6 @@ def _capabilities(trainer: Trainer) -> Capabilities:
         stop_token=stop,
         optimizers=len(trainer.optimizer),
     )
-
-
-def _host_sigma(trainer: Trainer) -> float:
-    guide = getattr(trainer.criterion[0], "criterion_ga", None) or GuidedAttentionLoss()
-    return float(guide.sigma)
 
 
 def _number(value: Any) -> float:

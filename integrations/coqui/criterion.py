@@ -7,8 +7,8 @@ neutral it is the same tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from inspect import signature
 from typing import Any
 
@@ -18,6 +18,7 @@ from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 from TTS.tts.utils.helpers import sequence_mask
 
 from tts_brain.attention.forward_sum import forward_sum
+from tts_brain.attention.guide import guided_loss, guided_places
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
 from tts_brain.pytorch.session import BrainSession
@@ -35,6 +36,11 @@ _MEL_TERMS = {
 }
 
 
+def host_sigma(criterion: TacotronLoss) -> float:
+    """Width of the host's guide; the host's default where this model has none."""
+    return float(getattr(criterion, "criterion_ga", GuidedAttentionLoss()).sigma)
+
+
 class CriterionTap:
     """Replaces ``forward`` of one ``TacotronLoss`` on the instance; evaluation is left to the host.
 
@@ -45,21 +51,19 @@ class CriterionTap:
 
     Attributes:
         tokens: frame-weighted mean tokens per utterance of the batch under way, set by the adapter before each
-            forward; turns the normalised guided weight into the host's.
+            forward; what lies between the normalised guided weight and the host's.
+        reduction_factor: mel frames per decoder step, set likewise.
         host_total: the newest training loss as the host would have it, detached; None before the first.
     """
 
     def __init__(self, criterion: TacotronLoss, session: BrainSession, tversky_weight: float) -> None:
-        self.tokens = 1.0
+        self.tokens, self.reduction_factor = 1.0, 1
         self.host_total: Tensor | None = None
         self._criterion = criterion
         self._session = session
         self._tversky_weight = tversky_weight
         self._host_forward = criterion.forward
         self._signature = signature(self._host_forward)
-        # Coqui makes its guided loss only for ga_alpha > 0; a run without one gets it from us.
-        self._host_guides = hasattr(criterion, "criterion_ga")
-        self._guide = criterion.criterion_ga if self._host_guides else GuidedAttentionLoss()
         criterion.forward = self._forward
 
     def detach(self) -> None:
@@ -72,15 +76,14 @@ class CriterionTap:
         knobs = self._session.knobs
         inputs = self._signature.bind(*args, **kwargs).arguments
         try:
-            with self._guided(knobs):
-                losses = self._host_forward(*args, **kwargs)
+            losses = self._host_forward(*args, **kwargs)
         except AssertionError:
             # Coqui's SSIM asserts that spectrograms lie in 0 to 1, and NaN does not: one bad clip would end the run.
             if not knobs or _all_finite(inputs):
                 raise
             return self._not_finite(inputs)
         with self._session.fence():
-            self.host_total = self._as_host(losses, knobs)
+            self.host_total = losses["loss"].detach()
             if self._session.wants_attention:
                 self._session.see_attention(inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"])
             counts = self._stop_counts(inputs, graph=bool(knobs))
@@ -94,32 +97,8 @@ class CriterionTap:
         """NaN for what the host could not compute; the gradient is NaN too, and kept from the weights."""
         loss = inputs["postnet_output"].sum() * math.nan
         self.host_total = loss.detach()
-        names = ("decoder_loss", "postnet_loss", "stopnet_loss", *(["ga_loss"] if self._host_guides else []))
+        names = ("decoder_loss", "postnet_loss", "stopnet_loss", *(["ga_loss"] if self._criterion.ga_alpha > 0 else []))
         return {"loss": loss, **dict.fromkeys(names, self.host_total)}
-
-    @contextmanager
-    def _guided(self, knobs: Mapping[str, float]) -> Iterator[None]:
-        """Our guided weight and width during one call: whatever else reads them finds the host's."""
-        before = self._criterion.ga_alpha, self._guide.sigma
-        if self._host_guides and GUIDED_WEIGHT in knobs:
-            self._criterion.ga_alpha = knobs[GUIDED_WEIGHT] * self.tokens
-        if GUIDED_SIGMA in knobs:
-            self._guide.sigma = knobs[GUIDED_SIGMA]
-        try:
-            yield
-        finally:
-            # A guide of our own keeps the width for its call further down.
-            self._criterion.ga_alpha = before[0]
-            if self._host_guides:
-                self._guide.sigma = before[1]
-
-    def _as_host(self, losses: Mapping[str, Tensor], knobs: Mapping[str, float]) -> Tensor:
-        """The loss with the host's own guided weight in place of ours."""
-        total = losses["loss"].detach()
-        if not (self._host_guides and GUIDED_WEIGHT in knobs):
-            return total
-        ours = knobs[GUIDED_WEIGHT] * self.tokens
-        return total + (self._criterion.ga_alpha - ours) * losses["ga_loss"].detach()
 
     def _stop_counts(self, inputs: Mapping[str, Any], *, graph: bool) -> Counts | None:
         """True positives, false positives, false negatives; None where the model has no stop token."""
@@ -134,9 +113,12 @@ class CriterionTap:
     ) -> Tensor:
         """The host's loss plus what each knob changes of it."""
         loss = losses["loss"]
-        if not self._host_guides and GUIDED_WEIGHT in knobs:
-            losses["ga_loss"] = self._guide(inputs["alignments"], inputs["input_lens"], inputs["alignment_lens"])
-            loss = loss + knobs[GUIDED_WEIGHT] * self.tokens * losses["ga_loss"]
+        # Coqui has a guided loss only for ga_alpha > 0; a run without one gets it from us.
+        hosts = self._criterion.ga_alpha * losses["ga_loss"] if "ga_loss" in losses else None
+        guided = self._guided_weight(knobs, hosts)
+        if guided is not None:
+            ours = guided * self._our_guide(inputs, knobs)
+            loss = loss + (ours if hosts is None else ours - hosts)
         weight = knobs.get(FORWARD_SUM_WEIGHT, FORWARD_SUM_OFF)
         if weight > FORWARD_SUM_OFF:
             path = forward_sum(inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"])
@@ -145,6 +127,20 @@ class CriterionTap:
         gate = None if counts is None else losses["stopnet_loss"]
         added = added_by_knobs(knobs, torch.stack(mel).sum(), gate, counts, self._tversky_weight)
         return loss if added is None else loss + added
+
+    def _guided_weight(self, knobs: Mapping[str, float], hosts: Tensor | None) -> float | None:
+        """Of our guide, normalised; None where the host's own stays."""
+        if GUIDED_SIGMA in knobs and hosts is not None:
+            return knobs.get(GUIDED_WEIGHT, self._criterion.ga_alpha / self.tokens)
+        return knobs.get(GUIDED_WEIGHT)
+
+    def _our_guide(self, inputs: Mapping[str, Any], knobs: Mapping[str, float]) -> Tensor:
+        attention, frames = inputs["alignments"], inputs["alignment_lens"]
+        mel = inputs["mel_input"], inputs["output_lens"]
+        over = self._session.config.guide_over
+        places = guided_places(over, *mel, self.reduction_factor, frames, attention.shape[1])
+        sigma = knobs.get(GUIDED_SIGMA, host_sigma(self._criterion))
+        return guided_loss(attention, frames, inputs["input_lens"], places, sigma)
 
 
 def _all_finite(inputs: Mapping[str, Any]) -> bool:

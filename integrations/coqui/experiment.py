@@ -163,7 +163,8 @@ class ArmRun:
 
     def _measure(self, model: Tacotron2, step: int) -> None:
         seen = self.probe.held_out(model)
-        row = {"step": step, "held_out_l1": seen.l1, "held_out_l1_postnet": seen.l1_postnet, **seen.values}
+        errors = {"": seen.l1, "_postnet": seen.l1_postnet, "_postnet_fresh": seen.l1_postnet_fresh}
+        row = {"step": step, **{f"held_out_l1{where}": error for where, error in errors.items()}, **seen.values}
         self._append("held_out.jsonl", row)
         print(json.dumps({"step": step, "attention_diag": seen.values["attention_diag"]}), flush=True)
         for clip, matrix in enumerate(seen.matrices[:PICTURED_CLIPS]):

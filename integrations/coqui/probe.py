@@ -12,7 +12,15 @@ from torch import Tensor
 from TTS.tts.models.tacotron2 import Tacotron2
 
 from tts_brain.attention.metrics import decoder_frames, measure, report
-from tts_brain.pytorch.heldout import SPEAKS_LENGTH, HeldOut, Spoken, masked_l1, speaks, undisturbed
+from tts_brain.pytorch.heldout import (
+    SPEAKS_LENGTH,
+    HeldOut,
+    Spoken,
+    fresh_statistics,
+    masked_l1,
+    speaks,
+    undisturbed,
+)
 
 
 class Probe:
@@ -30,14 +38,18 @@ class Probe:
         b = self._batch
         with undisturbed(model):
             out = model.forward(b["text_input"], b["text_lengths"], b["mel_input"], b["mel_lengths"])
+            decoded = out["decoder_outputs"]
+            with fresh_statistics(model.postnet):
+                fresh = decoded + model.postnet(decoded.transpose(1, 2)).transpose(1, 2)
         frames = decoder_frames(b["mel_lengths"], model.decoder.r)
         attention = out["alignments"].float()
         tokens = b["text_lengths"]
         return HeldOut(
-            l1=_masked_l1(out["decoder_outputs"], b["mel_input"], b["mel_lengths"]),
+            l1=_masked_l1(decoded, b["mel_input"], b["mel_lengths"]),
             l1_postnet=_masked_l1(out["model_outputs"], b["mel_input"], b["mel_lengths"]),
             values=asdict(report(measure(attention, frames, tokens))),
             matrices=[a[:t, :n].cpu().numpy() for a, t, n in zip(attention, frames, tokens, strict=True)],
+            l1_postnet_fresh=_masked_l1(fresh, b["mel_input"], b["mel_lengths"]),
         )
 
     def predicted_mel(self, model: Tacotron2, index: int) -> np.ndarray:

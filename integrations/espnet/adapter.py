@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from espnet.nets.pytorch_backend.e2e_tts_tacotron2 import GuidedAttentionLoss
 from espnet2.train.reporter import Reporter, SubReporter
 from espnet2.tts.tacotron2 import Tacotron2
 
@@ -23,7 +22,7 @@ from tts_brain.config import BrainConfig
 from tts_brain.pytorch.ranks import Ranks
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import GUIDED_SIGMA, KNOBS, Capabilities
-from tts_brain_espnet.losses import LossTap
+from tts_brain_espnet.losses import LossTap, host_sigma
 
 log = logging.getLogger("tts_brain")
 
@@ -71,7 +70,7 @@ class EspnetAdapter:
                 optimizers=list(optimizers),
                 model=model,
                 parts=_parts(optimizers, schedulers),
-                host_values={GUIDED_SIGMA: float(getattr(tts, "attn_loss", GuidedAttentionLoss()).sigma)},
+                host_values={GUIDED_SIGMA: host_sigma(tts)},
                 dashboard=self._show_dashboard,
                 ranks=Ranks.of_this_run(),
             )

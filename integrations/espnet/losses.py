@@ -1,15 +1,15 @@
 """The knobs on ESPnet's Tacotron2: guided weight and width, forward-sum, mel and gate weight, Tversky.
 
 The host's loss is computed by the host. Only the difference that a knob makes is added to it, so with all knobs
-neutral it is the same tensor. What the host reports (``loss``, ``attn_loss``) stays in the host's own weights: its log,
-its curves and its choice of the best epoch can be compared with a run without the brain.
+neutral it is the same tensor. What the host reports (``loss``, ``attn_loss``) is the host's own: its log, its curves
+and its choice of the best epoch can be compared with a run without the brain.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from inspect import signature
 from typing import Any
 
@@ -19,6 +19,7 @@ from espnet2.tts.tacotron2 import Tacotron2
 from torch import Tensor
 
 from tts_brain.attention.forward_sum import forward_sum
+from tts_brain.attention.guide import guided_loss, guided_places
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
@@ -28,6 +29,11 @@ from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import FORWARD_SUM_OFF, FORWARD_SUM_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT
 
 _FEW = 4  # clips whose ends are looked at
+
+
+def host_sigma(tts: Tacotron2) -> float:
+    """Width of the host's guide; the host's default where this model has none."""
+    return float(getattr(tts, "attn_loss", GuidedAttentionLoss()).sigma)
 
 
 class LossTap:
@@ -54,11 +60,10 @@ class LossTap:
         self._host_forward = tts.forward
         # Of the class: what somebody else has put in front of it may take (*args, **kwargs).
         self._signature = signature(type(tts).forward.__get__(tts))
-        # A run with use_guided_attn_loss: false gets its guide from us.
-        self._guide = tts.attn_loss if tts.use_guided_attn_loss else GuidedAttentionLoss()
         self._tokens = 1.0
         self._measured = False
         self._attention: Tensor | None = None
+        self._mel: tuple[Tensor, Tensor] | None = None
         self._loss_inputs: tuple[Tensor, ...] = ()
         self._terms: tuple[Tensor, ...] = ()
         self._guided_loss: Tensor | None = None
@@ -94,19 +99,18 @@ class LossTap:
             tokens, frames = self._lengths(*args, **kwargs)
         if tokens is None:
             return self._host_forward(*args, **kwargs)
-        with self._guided(knobs):
-            loss, stats, rest = self._host_forward(*args, **kwargs)
+        loss, stats, rest = self._host_forward(*args, **kwargs)
         with self._session.fence():
-            loss = self._after(loss, stats, knobs, tokens, frames)
+            loss = self._after(loss, knobs, tokens, frames)
         with self._session.fence():
-            inputs = self._signature.bind(*args, **kwargs).arguments
-            self._session.see_batch(self._facts(inputs["feats"], inputs["feats_lengths"]))
-        self._attention, self._guided_loss, self._loss_inputs, self._terms = None, None, (), ()
+            self._session.see_batch(self._facts(*self._mel))
+        self._attention, self._guided_loss, self._mel, self._loss_inputs, self._terms = None, None, None, (), ()
         return loss, stats, rest
 
     def _lengths(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Tokens, with the host's end-of-sentence, and decoder frames, cut by r as the host cuts them; each (B,)."""
         inputs = self._signature.bind(*args, **kwargs).arguments
+        self._mel = inputs["feats"], inputs["feats_lengths"]
         tokens = inputs["text_lengths"] + 1
         frames = torch.div(inputs["feats_lengths"], self._tts.reduction_factor, rounding_mode="floor")
         # A wait for the device, where the host's forward waits for it next: it reads each length by itself.
@@ -114,27 +118,11 @@ class LossTap:
         self.text_length = float(tokens.double().mean())
         return tokens, frames
 
-    @contextmanager
-    def _guided(self, knobs: Mapping[str, float]) -> Iterator[None]:
-        """Our guided weight and width during one call: whatever else reads them finds the host's."""
-        before = self._guide.alpha, self._guide.sigma
-        if GUIDED_WEIGHT in knobs:
-            self._guide.alpha = knobs[GUIDED_WEIGHT] * self._tokens
-        if GUIDED_SIGMA in knobs:
-            self._guide.sigma = knobs[GUIDED_SIGMA]
-        try:
-            yield
-        finally:
-            if self._tts.use_guided_attn_loss:
-                self._guide.alpha, self._guide.sigma = before
-
-    def _after(
-        self, loss: Tensor, stats: dict[str, Tensor], knobs: Mapping[str, float], tokens: Tensor, frames: Tensor
-    ) -> Tensor:
-        """Show the batch to the session, put the host's figures right, and add what the knobs change."""
+    def _after(self, loss: Tensor, knobs: Mapping[str, float], tokens: Tensor, frames: Tensor) -> Tensor:
+        """Show the batch to the session, and add what the knobs change."""
         l1, mse, gate = self._terms
         mel = {"L1": l1, "L2": mse, "L1+L2": l1 + mse}[self._tts.loss_type]
-        guided = self._guided_part(stats, knobs)
+        guided = self._guided_per_frame()
         self._read({"mel": mel, "gate": gate} | ({} if guided is None else {"guided": guided}))
         if self._session.wants_attention and self._attention is not None:
             self._session.see_attention(self._attention, frames, tokens)
@@ -143,28 +131,33 @@ class LossTap:
         self._session.see_stop_token(*counts)
         if not knobs:
             return loss
-        if not self._tts.use_guided_attn_loss and GUIDED_WEIGHT in knobs:
-            loss = loss + self._guide(self._attention, tokens, frames)
+        guided = self._guided_weight(knobs)
+        if guided is not None:
+            ours = guided * self._our_guide(knobs, tokens, frames)
+            loss = loss + ours if self._guided_loss is None else loss + (ours - self._guided_loss)
         weight = knobs.get(FORWARD_SUM_WEIGHT, FORWARD_SUM_OFF)
         if weight > FORWARD_SUM_OFF:
             loss = loss + weight * forward_sum(self._attention, frames, tokens).mean()
         added = added_by_knobs(knobs, mel, gate, counts, self._tversky_weight)
         return loss if added is None else loss + added
 
-    def _guided_part(self, stats: dict[str, Tensor], knobs: Mapping[str, float]) -> Tensor | None:
-        """Mean penalty per frame; in ``stats``, the guided loss goes back to the weight that the host gave it."""
-        if self._guided_loss is None:
+    def _guided_weight(self, knobs: Mapping[str, float]) -> float | None:
+        """Of our guide, normalised; None where the host's own stays."""
+        if GUIDED_SIGMA in knobs and self._guided_loss is not None:
+            return knobs.get(GUIDED_WEIGHT, self._tts.attn_loss.alpha / self._tokens)
+        return knobs.get(GUIDED_WEIGHT)
+
+    def _our_guide(self, knobs: Mapping[str, float], tokens: Tensor, frames: Tensor) -> Tensor:
+        over, r = self._session.config.guide_over, self._tts.reduction_factor
+        places = guided_places(over, *self._mel, r, frames, self._attention.shape[1])
+        sigma = knobs.get(GUIDED_SIGMA, host_sigma(self._tts))
+        return guided_loss(self._attention, frames, tokens, places, sigma)
+
+    def _guided_per_frame(self) -> Tensor | None:
+        """The host's guided loss as mean penalty per frame; None where it has none, or none with a weight."""
+        if self._guided_loss is None or self._tts.attn_loss.alpha == 0.0:
             return None
-        host, ours = self._guide.alpha, knobs.get(GUIDED_WEIGHT, 0.0) * self._tokens
-        used = ours or host
-        if used == 0.0:
-            return None
-        guided = self._guided_loss.detach().float()
-        mean = guided / used
-        if ours:
-            stats["loss"] = stats["loss"] + (host * mean - guided)
-            stats["attn_loss"] = (host * mean).reshape(stats["attn_loss"].shape)
-        return mean * self._tokens
+        return self._guided_loss.detach().float() / self._tts.attn_loss.alpha * self._tokens
 
     def _read(self, terms: Mapping[str, Tensor]) -> None:
         # The host has just waited for these very values, one by one.

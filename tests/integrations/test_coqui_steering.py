@@ -16,7 +16,9 @@ from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 from TTS.tts.utils.helpers import sequence_mask
 
 from tts_brain.attention.forward_sum import forward_sum
+from tts_brain.attention.guide import guided_loss, guided_places
 from tts_brain.losses.tversky import soft_counts, tversky_loss
+from tts_brain.types import OVER_SPEECH
 
 NEVER = 10_000
 SCHEDULERS = {
@@ -152,7 +154,9 @@ class OneBatch:
 @pytest.fixture(scope="module", params=[5.0, 0.0], ids=["ga_alpha 5", "ga_alpha 0"])
 def one(request: pytest.FixtureRequest, corpus: Path, module_folder: Path) -> OneBatch:
     folder = module_folder / f"one{request.param}"
-    return OneBatch(make_config(corpus, folder, ga_alpha=request.param, brain=quick(tversky_weight=0.5)))
+    return OneBatch(
+        make_config(corpus, folder, ga_alpha=request.param, brain=quick(tversky_weight=0.5, guide_over="frames"))
+    )
 
 
 def close(value: torch.Tensor, expected: torch.Tensor) -> bool:
@@ -174,17 +178,28 @@ def test_guided_weight_is_per_token(one: OneBatch) -> None:
     change = (2.0 * one.tokens - alpha) * one.guided(0.4)
     assert abs(change) > 0.1
     assert close(ours["loss"] - host["loss"], change)
-    assert close(ours["ga_loss"], one.guided(0.4))
-    assert close(one.trainer.brain._criterion.host_total, host["loss"])
+    assert_same({n: v for n, v in ours.items() if n != "loss"}, {n: v for n, v in host.items() if n != "loss"})
+    assert torch.equal(one.trainer.brain._criterion.host_total, host["loss"])
 
 
 def test_sigma_is_the_width(one: OneBatch) -> None:
     with one.knobs(guided_weight=2.0, guided_sigma=0.2):
         ours = one.ours()
-    assert close(ours["ga_loss"], one.guided(0.2))
     assert not close(one.guided(0.2), one.guided(0.4))
     without = one.host()["loss"] - one.trainer.config.ga_alpha * one.guided(0.4)
     assert close(ours["loss"], without + 2.0 * one.tokens * one.guided(0.2))
+
+
+def test_the_guide_is_drawn_over_speech(one: OneBatch, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(one.trainer.brain.session.config, "guide_over", OVER_SPEECH)
+    frames, r = one.inputs["alignment_lens"], one.trainer.model.decoder.r
+    mel = one.inputs["mel_input"], one.inputs["output_lens"]
+    places = guided_places(OVER_SPEECH, *mel, r, frames, one.inputs["alignments"].shape[1])
+    penalty = guided_loss(one.inputs["alignments"], frames, one.inputs["input_lens"], places, 0.3)
+    assert not close(penalty, one.tokens * one.guided(0.3))
+    with one.knobs(guided_weight=2.0, guided_sigma=0.3):
+        ours = one.ours()["loss"]
+    assert close(ours, one.host()["loss"] - one.trainer.config.ga_alpha * one.guided(0.4) + 2.0 * penalty)
 
 
 def test_mel_weight(one: OneBatch) -> None:

@@ -13,11 +13,12 @@ from espnet2.tts.tacotron2 import Tacotron2
 from espnet_run import SMALL, quick
 
 from tts_brain.attention.forward_sum import forward_sum
+from tts_brain.attention.guide import guided_loss, guided_places
 from tts_brain.attention.metrics import measure, report
 from tts_brain.config import BrainConfig
 from tts_brain.losses.tversky import soft_counts, tversky_loss
 from tts_brain.pytorch.session import BrainSession
-from tts_brain.types import KNOBS, Capabilities
+from tts_brain.types import KNOBS, OVER_FRAMES, OVER_SPEECH, Capabilities
 from tts_brain_espnet.losses import LossTap
 
 LENGTHS = (torch.tensor([9, 6, 4]), torch.tensor([31, 20, 13]))
@@ -30,11 +31,11 @@ Result = tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]
 class Bench:
     """One model, one batch, and the session that a run would have."""
 
-    def __init__(self, folder: Path, mode: str = "full", **tts_conf: Any) -> None:
+    def __init__(self, folder: Path, mode: str = "full", guide_over: str = OVER_SPEECH, **tts_conf: Any) -> None:
         torch.manual_seed(0)
         self.tts = Tacotron2(idim=20, odim=8, **{**SMALL, **tts_conf})
         self.session = BrainSession(
-            BrainConfig.from_dict(quick(mode)),
+            BrainConfig.from_dict({**quick(mode), "guide_over": guide_over}),
             Capabilities("espnet", ("total", "mel", "guided", "gate"), tuple(KNOBS), "attention", True),
             folder,
             optimizers=[torch.optim.SGD(self.tts.parameters(), lr=0.1)],
@@ -65,14 +66,22 @@ class Bench:
         """The host's own forward of the same model and batch."""
         return self.forward(self.tap._host_forward)
 
-    def cells(self, sigma: float = 0.4) -> tuple[float, float]:
-        """Mean guided penalty over cells, and frame-weighted tokens per utterance."""
-        attention = []
-        handle = self.tts.dec.register_forward_hook(lambda *_: attention.append(_[2][3].detach()))
+    def attention(self) -> torch.Tensor:
+        """Of the host's own forward."""
+        seen = []
+        handle = self.tts.dec.register_forward_hook(lambda *_: seen.append(_[2][3].detach()))
         self.host()
         handle.remove()
-        tokens, frames = LENGTHS[0] + 1, LENGTHS[1] // self.tts.reduction_factor
-        mean = GuidedAttentionLoss(sigma=sigma, alpha=1.0)(attention[0], tokens, frames)
+        return seen[0]
+
+    def lengths(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens with the end of the sentence, and decoder frames."""
+        return LENGTHS[0] + 1, LENGTHS[1] // self.tts.reduction_factor
+
+    def cells(self, sigma: float = 0.4) -> tuple[float, float]:
+        """Mean guided penalty over cells by the host, and frame-weighted tokens per utterance."""
+        tokens, frames = self.lengths()
+        mean = GuidedAttentionLoss(sigma=sigma, alpha=1.0)(self.attention(), tokens, frames)
         return float(mean), float((tokens * frames).sum() / frames.sum())
 
 
@@ -88,7 +97,9 @@ def test_observing_returns_the_very_tensors_of_the_host(tmp_path: Path) -> None:
     assert stats == host_stats
 
 
-def test_guided_weight_and_width_are_live_and_the_host_reports_its_own(bench: Bench) -> None:
+@pytest.mark.parametrize("atype", ["location", "forward", "forward_ta"])
+def test_guided_weight_and_width_are_live_and_the_host_reports_its_own(atype: str, tmp_path: Path) -> None:
+    bench = Bench(tmp_path, guide_over=OVER_FRAMES, atype=atype)
     host, host_stats, _ = bench.host()
     for weight, sigma in ((2.0, 0.4), (10.0, 0.4), (10.0, 0.2)):
         bench.knobs(guided_weight=weight, guided_sigma=sigma)
@@ -96,13 +107,31 @@ def test_guided_weight_and_width_are_live_and_the_host_reports_its_own(bench: Be
         plain_mean, tokens = bench.cells()
         mean, _ = bench.cells(sigma)
         assert loss.item() == pytest.approx(host.item() - plain_mean + weight * tokens * mean, rel=1e-5)
-        # At our width, but in the host's weight: its curve does not jump when we turn ours.
-        assert stats["attn_loss"].item() == pytest.approx(mean, rel=1e-5)
-        assert stats["loss"].item() == pytest.approx(host.item() - plain_mean + mean, rel=1e-5)
-        assert stats["l1_loss"] == host_stats["l1_loss"]
-        assert stats["loss"].shape == host_stats["loss"].shape
-        assert bench.tap.raw["guided"] == pytest.approx(mean * tokens, rel=1e-5)
+        assert stats == host_stats
+        assert bench.tap.raw["guided"] == pytest.approx(plain_mean * tokens, rel=1e-5)
     assert (bench.tts.attn_loss.alpha, bench.tts.attn_loss.sigma) == (1.0, 0.4)
+
+
+def test_the_guide_is_drawn_over_speech(bench: Bench) -> None:
+    bench.batch["feats"][:, :9] -= 20.0  # the clips begin with silence
+    tokens, frames = bench.lengths()
+    r, attention = bench.tts.reduction_factor, bench.attention()
+    places = guided_places(OVER_SPEECH, bench.batch["feats"], LENGTHS[1], r, frames, attention.shape[1])
+    assert places[:, 1].max() < 0.05
+    (host, _, _), (plain_mean, _) = bench.host(), bench.cells()
+    bench.knobs(guided_weight=3.0, guided_sigma=0.3)
+    loss, _, _ = bench.forward()
+    ours = guided_loss(attention, frames, tokens, places, 0.3).item()
+    assert loss.item() == pytest.approx(host.item() - plain_mean + 3.0 * ours, rel=1e-5)
+
+
+def test_a_width_without_a_weight_keeps_the_hosts_weight(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, guide_over=OVER_FRAMES, guided_attn_loss_lambda=7.0)
+    bench.session.manager.knobs = {"guided_sigma": 0.2}
+    host, plain, mean = bench.host()[0].item(), bench.cells()[0], bench.cells(0.2)[0]
+    assert bench.forward()[0].item() == pytest.approx(host + 7.0 * (mean - plain), rel=1e-5)
+    bench.session.manager.knobs = {"mel_weight": 1.0}
+    assert bench.forward()[0].item() == host
 
 
 def test_the_forward_sum_term_is_added_and_the_host_reports_none_of_it(bench: Bench) -> None:
@@ -149,7 +178,7 @@ def test_tversky_is_priced_over_the_valid_frames(bench: Bench) -> None:
 
 @pytest.mark.parametrize("conf", [{"use_guided_attn_loss": False}, {"guided_attn_loss_lambda": 0.0}], ids=str)
 def test_a_host_without_guidance_gets_ours(conf: dict[str, Any], tmp_path: Path) -> None:
-    bench = Bench(tmp_path, **conf)
+    bench = Bench(tmp_path, guide_over=OVER_FRAMES, **conf)
     host, host_stats, _ = bench.host()
     bench.knobs(guided_weight=3.0)
     loss, stats, _ = bench.forward()

@@ -1,9 +1,15 @@
-"""The guide that attention is drawn to: a diagonal over the speech of a clip, not over its frames."""
+"""The guide that attention is drawn to: a diagonal over the speech of a clip, not over its frames.
+
+Real speech pauses, and recordings begin and end with silence. A diagonal over frames walks through the text meanwhile;
+one over speech waits, so that it stays near the true path, and attention learned by it is right on trimmed clips too.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from tts_brain.types import OVER_FRAMES
 
 _QUIET, _LOUD = 0.05, 0.95
 # A frame under the first share of the way from quiet to loud is silent, one over the second is speech.
@@ -12,60 +18,68 @@ _SILENT, _SPEECH = 0.15, 0.35
 _LEAST = 0.02
 
 
-def speech(mel: Tensor, lengths: Tensor) -> Tensor:
-    """How much of each frame is speech, by its loudness within its own clip; nothing waits for the device.
+def guided_loss(attention: Tensor, frames: Tensor, tokens: Tensor, places: Tensor, sigma: float) -> Tensor:
+    """Mean penalty per frame of attention off the guide, in [0, 1] (Tachibana et al., arXiv:1710.08969, section 4.1).
+
+    The hosts' guided loss times the mean tokens per frame, with ``places`` for t / T.
 
     Args:
-        mel: (B, T, mels) in any affine scale of log mel.
-        lengths: (B,) valid frames.
+        attention: (B, T, N) weights that sum to 1 over N, any float type; computed in float32.
+        frames, tokens: (B,) lengths.
+        places: (B, T), from ``guided_places``.
+        sigma: width of the guide as a share of the text, above 0.
 
     Returns:
-        (B, T) in [0, 1], 0 in the padding.
+        A scalar, differentiable in ``attention``.
     """
-    level = mel.detach().float().mean(2)
-    valid = torch.arange(level.shape[1], device=level.device) < lengths.to(level.device).unsqueeze(1)
-    ordered = level.masked_fill(~valid, torch.inf).sort(1).values
-    last = (lengths.to(level.device) - 1).clamp(min=0).unsqueeze(1)
-    quiet, loud = (ordered.gather(1, (share * last).round().long()) for share in (_QUIET, _LOUD))
-    height = (level - quiet) / (loud - quiet).clamp(min=1e-6)
-    return torch.where(valid, ((height - _SILENT) / (_SPEECH - _SILENT)).clamp(0.0, 1.0), 0.0)
+    device = attention.device
+    frames, tokens = frames.to(device), tokens.to(device)
+    token = torch.arange(attention.shape[2], device=device) / tokens.unsqueeze(1)  # (B, N)
+    off = token.unsqueeze(1) - places.unsqueeze(2)
+    penalty = attention.float() * (1.0 - torch.exp(-off.square() / (2.0 * sigma**2)))
+    in_frames = torch.arange(attention.shape[1], device=device) < frames.unsqueeze(1)
+    valid = in_frames.unsqueeze(2) & (token < 1.0).unsqueeze(1)
+    return torch.where(valid, penalty, 0.0).sum() / frames.sum().clamp(min=1)
 
 
-def progress(mel: Tensor, mel_lengths: Tensor, reduction_factor: int, steps: int) -> Tensor:
-    """Share of a clip's speech that has gone by at each decoder step: it stands still in pauses and edge silence.
+def guided_places(
+    over: str, mel: Tensor, mel_lengths: Tensor, reduction_factor: int, frames: Tensor, steps: int
+) -> Tensor:
+    """Where in the text, as a share of it, the guide has each decoder step look.
 
     Args:
-        mel, mel_lengths: as for ``speech``.
+        over: ``frames``, the hosts' straight diagonal, or ``speech``: the share of the clip's speech that has gone by.
+        mel: (B, L, mels) in any affine scale of log mel.
+        mel_lengths: (B,) valid frames of it.
         reduction_factor: mel frames per decoder step.
-        steps: decoder steps to return.
+        frames: (B,) decoder steps of each clip.
+        steps: decoder steps of the longest, T.
 
     Returns:
-        (B, steps) in [0, 1), never falling; where a clip has ended, what it ended with.
+        (B, T) in [0, 1), rising where there is speech; what lies beyond a clip's end says nothing.
     """
-    frames = torch.arange(mel.shape[1], device=mel.device)
-    valid = frames < mel_lengths.to(mel.device).unsqueeze(1)
-    amount = torch.where(valid, speech(mel, mel_lengths) + _LEAST, 0.0)
+    step = torch.arange(steps, device=mel.device)
+    if over == OVER_FRAMES:
+        return step / frames.to(mel.device).clamp(min=1).unsqueeze(1)
+    amount = speech(mel, mel_lengths)
     before = amount.cumsum(1) - amount
     share = before / amount.sum(1, keepdim=True).clamp(min=1e-6)
-    at = (torch.arange(steps, device=mel.device) * reduction_factor).clamp(max=mel.shape[1] - 1)
-    return share[:, at]
+    return share[:, (step * reduction_factor).clamp(max=mel.shape[1] - 1)]
 
 
-def guided_penalty(attention: Tensor, frames: Tensor, tokens: Tensor, where: Tensor, sigma: float) -> Tensor:
-    """Mean penalty per frame of attention off the diagonal (Tachibana et al., arXiv:1710.08969, eq. 6), in [0, 1].
+def speech(mel: Tensor, mel_lengths: Tensor) -> Tensor:
+    """How much of each frame is speech, by its loudness between quiet and loud frames (5th and 95th percentile) of its
+    own clip; nothing waits for the device.
 
-    The hosts' guided loss times the mean tokens per frame, with ``where`` in place of t / T.
-
-    Args:
-        attention: (B, T, N) weights that sum to 1 over N.
-        frames, tokens: (B,) lengths.
-        where: (B, T) in [0, 1], from ``progress``.
-        sigma: width of the guide as a share of the text, above 0.
+    Returns:
+        (B, L): from 0.02 for silence to 1.02, and 0 in the padding.
     """
-    tokens, frames = tokens.to(attention.device), frames.to(attention.device)
-    token = torch.arange(attention.shape[2], device=attention.device) / tokens.unsqueeze(1)
-    off = token.unsqueeze(1) - where.unsqueeze(2)
-    penalty = attention.float() * (1.0 - torch.exp(-off.square() / (2.0 * sigma**2)))
-    valid = torch.arange(attention.shape[1], device=attention.device) < frames.unsqueeze(1)
-    valid = valid.unsqueeze(2) & (token < 1.0).unsqueeze(1)
-    return torch.where(valid, penalty, 0.0).sum() / frames.sum()
+    lengths = mel_lengths.to(mel.device)
+    level = mel.detach().float().mean(2)
+    valid = torch.arange(level.shape[1], device=mel.device) < lengths.unsqueeze(1)
+    ordered = level.masked_fill(~valid, torch.inf).sort(1).values
+    last = (lengths - 1).clamp(min=0).unsqueeze(1)
+    quiet, loud = (ordered.gather(1, (share * last).round().long()) for share in (_QUIET, _LOUD))
+    height = (level - quiet) / (loud - quiet).clamp(min=1e-6)
+    sounds = ((height - _SILENT) / (_SPEECH - _SILENT)).clamp(0.0, 1.0)
+    return torch.where(valid, sounds + _LEAST, 0.0)

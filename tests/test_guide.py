@@ -1,0 +1,92 @@
+"""The guide: the hosts' own over frames; over speech it waits in silence, and nothing else moves it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tts_brain.attention.guide import guided_loss, guided_places, speech
+from tts_brain.types import OVER_FRAMES, OVER_SPEECH
+
+QUIET, LOUD = -6.0, 0.0
+seeds = st.integers(0, 10**6)
+
+
+def voice(seed: int, frames: int) -> torch.Tensor:
+    """(1, frames, 8): loud throughout, with noise."""
+    return LOUD + 0.3 * torch.randn(1, frames, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def places(mel: torch.Tensor, over: str = OVER_SPEECH, r: int = 1) -> torch.Tensor:
+    """Of clips without padding."""
+    length = torch.full((len(mel),), mel.shape[1])
+    steps = -(-mel.shape[1] // r)
+    return guided_places(over, mel, length, r, torch.full((len(mel),), steps), steps)
+
+
+@settings(deadline=None)
+@given(seeds, st.lists(st.tuples(st.integers(1, 9), st.integers(1, 6)), min_size=1, max_size=3), st.floats(0.1, 0.6))
+def test_over_frames_it_is_the_penalty_of_the_hosts(seed: int, lengths: list[tuple[int, int]], sigma: float) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    frames, tokens = (torch.tensor(column) for column in zip(*lengths, strict=True))
+    attention = torch.rand(len(lengths), int(frames.max()) + 1, int(tokens.max()) + 1, generator=rng)
+    total = 0.0
+    for clip, (t_end, n_end) in enumerate(lengths):
+        for t in range(t_end):
+            for n in range(n_end):
+                off = n / n_end - t / t_end
+                total += attention[clip, t, n].item() * (1 - torch.exp(torch.tensor(-(off**2) / (2 * sigma**2)))).item()
+    steps = attention.shape[1]
+    mel = torch.randn(len(lengths), steps * 2, 3, generator=rng)
+    where = guided_places(OVER_FRAMES, mel, 2 * frames, 2, frames, steps)
+    ours = guided_loss(attention, frames, tokens, where, sigma)
+    assert ours.item() == pytest.approx(total / int(frames.sum()), rel=1e-4, abs=1e-7)
+
+
+@settings(deadline=None)
+@given(seeds, st.integers(10, 60), st.integers(0, 60), st.integers(0, 60))
+def test_it_waits_in_the_silence_at_the_ends(seed: int, frames: int, head: int, tail: int) -> None:
+    clip = voice(seed, frames)
+    clip[0, 0] = QUIET  # so that there are quiet frames without the silence too
+    silence = [torch.full((1, count, 8), QUIET) for count in (head, tail)]
+    alone, inside = places(clip)[0], places(torch.cat([silence[0], clip, silence[1]], dim=1))[0]
+    share = 0.02 * (head + tail + 1) / (frames - 2)  # what silence still counts
+    assert torch.allclose(inside[head : head + frames], alone, atol=share + 0.1 + 2.0 / frames)
+    assert (inside[:head] <= share + 1e-6).all()
+    assert (inside[head + frames :] >= 1.0 - share - 1e-6).all()
+
+
+@settings(deadline=None)
+@given(seeds, st.floats(0.01, 100.0), st.floats(-50.0, 50.0), st.integers(0, 20), st.integers(1, 5))
+def test_scale_shift_and_padding_change_nothing(seed: int, scale: float, shift: float, padding: int, r: int) -> None:
+    mel = torch.randn(2, 40, 4, generator=torch.Generator().manual_seed(seed))
+    lengths, steps = torch.tensor([40, 23]), 40 // r
+    before = guided_places(OVER_SPEECH, mel, lengths, r, lengths // r, steps)
+    other = torch.cat([mel * scale + shift, torch.full((2, padding, 4), 1e3)], dim=1)
+    after = guided_places(OVER_SPEECH, other, lengths, r, lengths // r, steps)
+    assert torch.allclose(before, after, atol=1e-3)
+    assert (before >= 0.0).all() and (before < 1.0 + 1e-6).all() and (before.diff(dim=1) >= -1e-6).all()
+
+
+def test_a_clip_that_is_all_alike_has_a_straight_diagonal() -> None:
+    flat = torch.zeros(1, 50, 4)
+    assert torch.allclose(places(flat), places(flat, OVER_FRAMES), atol=1e-5)
+
+
+def test_a_pause_inside_stands_still() -> None:
+    clip = torch.cat([voice(0, 40), torch.full((1, 30, 8), QUIET), voice(1, 40)], dim=1)
+    where = places(clip)[0]
+    assert where[70] - where[40] < 0.02
+    assert where[40] == pytest.approx(0.5, abs=0.02)
+
+
+def test_silence_counts_little_and_padding_nothing() -> None:
+    clip = torch.cat([voice(0, 30), torch.full((1, 10, 8), QUIET), torch.zeros(1, 5, 8)], dim=1)
+    amount = speech(clip, torch.tensor([40]))[0]
+    assert (amount[:30] > 1.0).all() and amount[30:40].max() == pytest.approx(0.02) and not amount[40:].any()
+
+
+def test_no_clip_is_too_short() -> None:
+    assert places(torch.zeros(1, 1, 4)).tolist() == [[0.0]]
+    empty = guided_loss(torch.zeros(1, 0, 3), torch.tensor([0]), torch.tensor([3]), torch.zeros(1, 0), 0.4)
+    assert empty.item() == 0.0
