@@ -4,21 +4,23 @@ Candidates of an agent: 0 (hold), ¼, ½, ¾ or all of the moves (``Knob.move``)
 The laws that made the proposal stay the agent's wish; what is settled here is how much of it a joint move can bear.
 What agent i gains by the joint move of shares s:
 
-    u_i(s) = wish_i s_i + Σ_c w_ic need_c E_c(s) + relief calm(s) - price stir_i s_i Σ_j stir_j s_j
+    u_i(s) = wish_i s_i + Σ_c w_ic need_c E_c(s) + relief calm(s) - price stir_i s_i (Σ_(j≠i) stir_j s_j + (1 - need_i) stir_i s_i)
 
     wish_i    size of its proposal: Σ |move| / log max_ratio of its knobs
     stir_i    that size without what calms: the rate or the clip lowered
     calm(s)   Σ_j s_j (wish_j - stir_j)
     E_c(s)    tanh(Σ_j s_j e_cj): e_cj is what the learned effects expect of j's whole proposal within 20 steps. Means
               are shrunk by mean² / (mean² + std²), so that what is not known counts nothing
-    need_c    1 minus the criterion's score; w_ic is 1 for the agent's own criterion, ½ for another's
+    need_c    1 minus the criterion's score; w_ic is 1 for the agent's own criterion, ½ for another's; need_i is the
+              need of the agent's own
     relief    2 (1 - gradient health)
     price     4 (1 - gradient health) + (1 - certainty of the phase)
 
-The last term is the interaction. Summed over the agents it is price · (Σ stir_j s_j)²: what gradients bear at once is a
-common good, its cost grows with the square of the joint movement, and each pays by its part of it (the game of Cournot
-1838). With calm gradients and a sure phase the price is 0, and all make their whole proposal: a healthy run is steered
-as its agents wish. Lowering the rate costs nothing, as it is the cure.
+The last term is the interaction: what gradients bear at once is a common good, its cost grows with the square of the
+joint movement, and each pays by its part of it (the game of Cournot 1838); for its own square less, the more its own
+criterion needs the move. Spiking gradients held back the guide before, where it was what the run waited for
+(docs/benchmarks.md). With calm gradients and a sure phase the price is 0, and all make their whole proposal: a healthy
+run is steered as its agents wish. Lowering the rate costs nothing, as it is the cure.
 """
 
 from __future__ import annotations
@@ -94,7 +96,8 @@ def game(context: TrainingContext, scores: Criteria, wishes: Wishes) -> Game:
         gain = scores.need(name) * np.tanh(np.tensordot(np.array(expected), grid, axes=1))
         terms[name] = _per_agent(np.array(weights), grid) * gain
     terms["relief"] = np.broadcast_to(_RELIEF * unhealthy * np.tensordot(wish - stir, grid, axes=1), grid.shape)
-    terms["strain"] = -price * part * part.sum(axis=0)
+    own = np.array([1.0 - scores.need(_OWN_CRITERION.get(agent, CONVERGENCE)) for agent in wishes])
+    terms["strain"] = -price * part * (part.sum(axis=0) - part + _per_agent(own, grid) * part)
     sizes = tuple(tuple(s * size for s in each) for each, size in zip(shares, wish.tolist(), strict=True))
     return Game(tuple(wishes), shares, terms, sizes)
 
