@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bench.forward_sum import ForwardSum
 from bench.host import Training
+from bench.terms import Terms
 from tts_brain.config import BrainConfig
 from tts_brain.types import GUIDED_WEIGHT, KNOBS, LEARNING_RATE
 from tts_brain_espnet.adapter import EspnetAdapter
@@ -23,6 +23,7 @@ class Plain:
         sigma: width of the guide; None leaves 0.4.
         rate: Adam's; None leaves the setting's.
         forward_sum: weight of a forward-sum term beside the guide; 0 is none.
+        over_speech: draw the guide over the clips' speech, as the brain does, in place of the host's.
         schedule: (run, step) called before each step; may turn anything.
     """
 
@@ -30,6 +31,7 @@ class Plain:
     sigma: float | None = None
     rate: float | None = None
     forward_sum: float = 0.0
+    over_speech: bool = False
     schedule: Callable[[Training, int], None] | None = None
 
     def attach(self, run: Training) -> None:
@@ -38,8 +40,11 @@ class Plain:
         guide.sigma = guide.sigma if self.sigma is None else self.sigma
         if self.rate is not None:
             run.set_rate(self.rate)
-        if self.forward_sum > 0.0:
-            ForwardSum(run.tts, self.forward_sum)
+        if self.over_speech:
+            Terms(run.tts, self.forward_sum, guide.alpha)
+            run.guided_weight, guide.alpha = guide.alpha, 0.0
+        elif self.forward_sum > 0.0:
+            Terms(run.tts, self.forward_sum)
 
     def step(self, run: Training, step: int) -> None:
         if self.schedule is not None:
@@ -99,7 +104,7 @@ class Brain(_WithBrain):
             knob = KNOBS[GUIDED_WEIGHT]
             settings["initial_guided_weight"] = min(max(self.guided / tokens, knob.low), knob.high)
         if self.forward_sum > 0.0:
-            ForwardSum(run.tts, self.forward_sum)
+            Terms(run.tts, self.forward_sum)
         self.put_on(run, BrainConfig.from_dict(settings))
 
     def step(self, run: Training, step: int) -> None:

@@ -13,12 +13,22 @@ from bench.rivals_scalarised import dwa, famo, uncertainty
 from bench.setting import Setting
 from bench.store import Cell
 from bench.summary import by_arm, steps_to_aligned
-from tts_brain.types import FORWARD_SUM_WEIGHT, GRAD_CLIP, GUIDED_SIGMA, GUIDED_WEIGHT, KNOBS, LEARNING_RATE
+from tts_brain.types import (
+    FORWARD_SUM_WEIGHT,
+    GRAD_CLIP,
+    GUIDED_SIGMA,
+    GUIDED_WEIGHT,
+    KNOBS,
+    LEARNING_RATE,
+    OVER_FRAMES,
+)
 
 GUIDED = (1.0, 10.0, 100.0, 300.0)
 RATES = (1e-3, 2e-3, 3e-3)
 # Beside strong guidance at the rate that pilot runs liked; all are part of the oracle.
 FORWARD_SUMS = ((100.0, 0.03), (100.0, 0.1), (300.0, 0.03), (300.0, 0.1))
+# With the guide over the clips' speech, which is the brain's: the same term at constant weights.
+OVER_SPEECH = ((100.0, 0.0), (100.0, 0.1), (300.0, 0.1))
 _BALANCE = ("mel_weight", "gate_weight", "tversky_alpha", "tversky_beta")
 
 
@@ -26,16 +36,18 @@ def _without(*names: str) -> dict[str, Any]:
     return {"knobs": ", ".join(name for name in KNOBS if name not in names)}
 
 
-def static_name(guided: float, rate: float, forward_sum: float = 0.0) -> str:
+def static_name(guided: float, rate: float, forward_sum: float = 0.0, over_speech: bool = False) -> str:
     also = f" fs{forward_sum:g}" if forward_sum else ""
-    return f"static g{guided:g} lr{rate:g}{also}"
+    return f"static g{guided:g} lr{rate:g}{also}{' speech' if over_speech else ''}"
 
 
-def _grid() -> dict[str, dict[str, float]]:
-    points = [(guided, rate, 0.0) for guided in GUIDED for rate in RATES]
-    points += [(guided, 2e-3, weight) for guided, weight in FORWARD_SUMS]
+def _grid() -> dict[str, dict[str, Any]]:
+    points = [(guided, rate, 0.0, False) for guided in GUIDED for rate in RATES]
+    points += [(guided, 2e-3, weight, False) for guided, weight in FORWARD_SUMS]
+    points += [(guided, 2e-3, weight, True) for guided, weight in OVER_SPEECH]
+    names = ("guided", "rate", "forward_sum", "over_speech")
     # The first is the host's default.
-    return {static_name(g, r, fs): {"guided": g, "rate": r, "forward_sum": fs} for g, r, fs in points[1:]}
+    return {static_name(*point): dict(zip(names, point, strict=True)) for point in points[1:]}
 
 
 BRAINS: dict[str, dict[str, Any]] = {
@@ -43,6 +55,7 @@ BRAINS: dict[str, dict[str, Any]] = {
     "brain without rate": _without(LEARNING_RATE),
     "brain without guidance": _without(GUIDED_WEIGHT, GUIDED_SIGMA, FORWARD_SUM_WEIGHT),
     "brain without forward-sum": _without(FORWARD_SUM_WEIGHT),
+    "brain with the guide over frames": {"guide_over": OVER_FRAMES},
     "brain without balance": _without(*_BALANCE) | {"tversky_weight": 0.0},
     "brain with tversky": {"tversky_weight": 0.5},
     "brain without clip": _without(GRAD_CLIP),
@@ -64,11 +77,18 @@ RIVALS: dict[str, Callable[[], Arm]] = {
     "famo": famo,
     "autofix": AutoFix,
 }
+
+
+def _at(point: Mapping[str, Any]) -> dict[str, float]:
+    """Where a brain starts; what its guide is drawn over is its own."""
+    return {name: value for name, value in point.items() if name != "over_speech"}
+
+
 ARMS: dict[str, Callable[[], Arm]] = {
     "default": Plain,
     **RIVALS,
     **{name: lambda p=point: Plain(**p) for name, point in GRID.items()},
-    **{AT + name: lambda p=point: Brain(**p) for name, point in GRID.items()},
+    **{AT + name: lambda p=point: Brain(**_at(p)) for name, point in GRID.items()},
     **{name: lambda s=settings: Brain(settings=dict(s)) for name, settings in BRAINS.items()},
 }
 

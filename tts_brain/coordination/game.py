@@ -4,7 +4,8 @@ Candidates of an agent: 0 (hold), ¼, ½, ¾ or all of the moves (``Knob.move``)
 The laws that made the proposal stay the agent's wish; what is settled here is how much of it a joint move can bear.
 What agent i gains by the joint move of shares s:
 
-    u_i(s) = wish_i s_i + Σ_c w_ic need_c E_c(s) + relief calm(s) - price stir_i s_i (Σ_(j≠i) stir_j s_j + (1 - need_i) stir_i s_i)
+    u_i(s) = wish_i s_i + Σ_c w_ic need_c E_c(s) + relief calm(s)
+             - price stir_i s_i (Σ_(j≠i) stir_j s_j + (1 - need_i) stir_i s_i)
 
     wish_i    size of its proposal: Σ |move| / log max_ratio of its knobs
     stir_i    that size without what calms: the rate or the clip lowered
