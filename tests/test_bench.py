@@ -49,7 +49,10 @@ def without_clock(row: dict[str, Any]) -> dict[str, Any]:
 # The same arm twice, and a worse one.
 
 
-@pytest.mark.parametrize("arm", [Plain, lambda: Brain(settings=QUICK_BRAIN), lambda: Plain(forward_sum=0.1, over_speech=True)])
+_TERMS = {"forward_sum": 0.1, "over_speech": True}
+
+
+@pytest.mark.parametrize("arm", [Plain, lambda: Brain(settings=QUICK_BRAIN), lambda: Plain(**_TERMS)])
 def test_the_same_arm_twice_gives_the_same_row(arm: Any, tmp_path: Path) -> None:
     rows = [without_clock(figures.figures(trained(tmp_path, arm()))) for _ in range(2)]
     assert json.dumps(rows[0]) == json.dumps(rows[1])

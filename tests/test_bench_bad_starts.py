@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +25,8 @@ from bench.figures import rescued
 from bench.host import Training
 from bench.setting import Setting
 from bench.told import CAUSES, named, told
+from tts_brain.feedback.diagnosis import BatchFacts, Diagnosis
+from tts_brain.types import Observation, TrainingPhase
 
 SETTING = Setting(steps=4, batch_size=6, held_out=2, evaluate_every=4, speak_every=100, speak_clips=1)
 TOKENS = ["<blank>", "<unk>", *"abcdefgh", "<sos/eos>"]
@@ -285,6 +289,33 @@ def test_what_names_a_cause(text: str, cause: str) -> None:
 )
 def test_what_does_not(text: str) -> None:
     assert named(reason(text)) == frozenset()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"grad_norm": 900.0},
+        {"grad_norm": math.nan, "skipped": True},
+        {"losses": {"total": math.nan}},
+        {"update_ratio": 0.1},
+        {"update_ratio": 1e-5},
+        {"clips": 2},
+        {"silence": 0.5},
+    ],
+    ids=str,
+)
+def test_what_the_brain_says_of_data_and_rate_names_its_cause(bad: dict[str, Any]) -> None:
+    diagnosis, names = Diagnosis(), tuple(f"a_long_name_of_a_clip_{n:04}" for n in range(16))
+    for step in range(1, 80):
+        now = {"losses": {"total": 1.0}, "grad_norm": 1.0, "update_ratio": 2e-3, **(bad if step > 30 else {})}
+        clips, silence = now.pop("clips", 16), now.pop("silence", 0.0)
+        not_finite = () if math.isfinite(now["losses"]["total"]) else names
+        facts = BatchFacts(clips, names, not_finite, silence)
+        found = diagnosis.look(Observation(step, **now), facts, TrainingPhase.PRE_ALIGNMENT)
+        if found:
+            break
+    (advice,) = found
+    assert named(reason(advice.message)) == {advice.cause}
 
 
 def test_a_combination_is_told_when_both_causes_are(tmp_path: Path) -> None:

@@ -51,6 +51,12 @@ def test_clips_that_are_not_finite_are_named() -> None:
     assert [a.cause for a in diagnosis.look(Observation(503, {"total": 0.0}), facts, PRE)] == ["non-finite data"]
 
 
+def test_gradients_that_overflow_again_and_again_are_half_precision() -> None:
+    left_out = {"skipped": True, "grad_norm": float("nan")}
+    assert causes(at=dict.fromkeys(range(20, 60, 3), left_out)) == [(35, "half precision")]
+    assert causes(at=dict.fromkeys(range(20, 60, 5), left_out)) == [], "four in twenty steps may be anything"
+
+
 def test_one_batch_that_explodes_is_named_and_growth_is_not() -> None:
     assert causes(at={40: {"grad_norm": 500.0}}) == [(40, "exploding batch")]
     assert causes(at={5: {"grad_norm": 500.0}}) == [], "nobody knows yet what is usual"

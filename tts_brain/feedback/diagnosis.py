@@ -22,6 +22,8 @@ _SILENCE_SHARE = 0.2
 _SURE_AFTER = 20  # measurements
 _MEMORY = 0.9
 _AGAIN_AFTER = 500
+# Steps left out under finite losses, of the newest so many: what half precision that overflows looks like.
+_LEFT_OUT, _OF_STEPS = 6, 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +61,16 @@ class Diagnosis:
         self._seen: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._norms: list[float] = []
+        self._left_out: list[int] = []
 
     def look(self, observation: Observation, facts: BatchFacts | None, phase: TrainingPhase) -> list[Advice]:
         """Causes that this step shows and that were not named in the last 500 steps."""
         found = [] if facts is None else self._data(facts)
-        for advice in (self._exploding(observation.grad_norm, facts), self._rate(observation.update_ratio, phase)):
+        for advice in (
+            self._exploding(observation.grad_norm, facts),
+            self._rate(observation.update_ratio, phase),
+            self._overflow(observation),
+        ):
             if advice is not None:
                 found.append(advice)
         return [advice for advice in found if self._may_say(advice.cause, observation.step)]
@@ -109,8 +116,20 @@ class Diagnosis:
         which = f" ({_list(facts.names)})" if facts is not None and facts.names else ""
         return Advice(
             "exploding batch",
-            f"this batch{which} explodes: its gradient norm {norm:.3g} is {norm / max(usual, 1e-12):.0f} times the "
-            "usual. Look for clipped, very loud or mislabelled clips in it",
+            f"this batch explodes: its gradient norm {norm:.3g} is {norm / max(usual, 1e-12):.0f} times the usual"
+            f"{which}. Look for clipped, very loud or mislabelled clips in it",
+        )
+
+    def _overflow(self, observation: Observation) -> Advice | None:
+        if not observation.skipped or not all(math.isfinite(loss) for loss in observation.losses.values()):
+            return None
+        self._left_out = [s for s in self._left_out if s > observation.step - _OF_STEPS] + [observation.step]
+        if len(self._left_out) < _LEFT_OUT:
+            return None
+        return Advice(
+            "half precision",
+            f"gradients were not finite at {len(self._left_out)} of the last {_OF_STEPS} steps though the losses were: "
+            "fp16 overflows like that. Use bf16 or fp32, or a smaller loss scale",
         )
 
     def _rate(self, ratio: float | None, phase: TrainingPhase) -> Advice | None:
@@ -152,6 +171,7 @@ class Diagnosis:
             "seen": dict(self._seen),
             "counts": dict(self._counts),
             "norms": list(self._norms),
+            "left_out": list(self._left_out),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,7 +180,8 @@ class Diagnosis:
         seen = {str(name): float(value) for name, value in state["seen"].items()}
         counts = {str(name): int(value) for name, value in state["counts"].items()}
         norms = [float(value) for value in state["norms"]]
-        self._said, self._seen, self._counts, self._norms = said, seen, counts, norms
+        left_out = [int(step) for step in state["left_out"]]
+        self._said, self._seen, self._counts, self._norms, self._left_out = said, seen, counts, norms, left_out
 
 
 def _list(names: tuple[str, ...], most: int = 4) -> str:
