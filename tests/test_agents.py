@@ -253,6 +253,17 @@ def test_only_an_undone_raise_of_the_rate_makes_a_ceiling() -> None:
     assert agent.state_dict() == LearningRateAgent().state_dict()
 
 
+def test_once_aligned_spikes_are_left_to_the_clip_unless_the_loss_tends_up() -> None:
+    knobs = {LEARNING_RATE: 1.0, GRAD_CLIP: GRAD_CLIP_OFF}
+    late = {"grad_spikes": 0.3, "phase": TrainingPhase.REFINEMENT, "attention_diag": 0.6}
+    for z, lowered in ((0.0, False), (1.5, True)):
+        moves = LearningRateAgent().propose(context(loss_z=z, **late), knobs).moves
+        assert (moves.get(LEARNING_RATE, 1.0) < 1.0) is lowered
+        assert moves[GRAD_CLIP] < GRAD_CLIP_OFF
+    without = LearningRateAgent().propose(context(loss_z=0.0, **late), {LEARNING_RATE: 1.0}).moves
+    assert without[LEARNING_RATE] < 1.0, "where no clip can be turned"
+
+
 def test_the_clip_tightens_under_spikes_and_is_released_after_them() -> None:
     agent = LearningRateAgent()
     spiky, quiet = context(grad_spikes=0.3), context()

@@ -86,7 +86,7 @@ class LearningRateAgent:
         }
         if context.forecast is not None:
             evidence |= _expected(context.forecast, context.filtered.get("loss"))
-        factor, reason = self._factor(context, knobs[LEARNING_RATE], z)
+        factor, reason = self._factor(context, knobs, z)
         moves = {} if factor == 1.0 else {LEARNING_RATE: knobs[LEARNING_RATE] * factor}
         clip, clip_reason = _clip(context, knobs.get(GRAD_CLIP))
         if clip is not None:
@@ -94,11 +94,12 @@ class LearningRateAgent:
             reason = f"{reason}; {clip_reason}"
         return Proposal(self.name, moves, reason, evidence)
 
-    def _factor(self, context: TrainingContext, multiplier: float, z: float) -> tuple[float, str]:
+    def _factor(self, context: TrainingContext, knobs: Mapping[str, float], z: float) -> tuple[float, str]:
+        multiplier = knobs[LEARNING_RATE]
         rate = context.learning_rate * multiplier
         if multiplier > 1.0 and rate > self._max_rate * _TOLERANCE:
             return max(self._max_rate / rate, 1.0 / multiplier), f"the host's schedule carried the rate to {rate:.1e}"
-        harm = _why_lower(context, z)
+        harm = _why_lower(context, z, knobs.get(GRAD_CLIP))
         if harm:
             return LOWER, f"{harm}: lower the rate"
         searching = context.phase.index < TrainingPhase.REFINEMENT.index
@@ -192,10 +193,13 @@ def _expected(forecast: Forecast, loss: FilterReport | None) -> dict[str, float]
     return {name: round(value, 3) for name, value in said.items()}
 
 
-def _why_lower(context: TrainingContext, z: float) -> str | None:
+def _why_lower(context: TrainingContext, z: float, clip: float | None) -> str | None:
     if z > RISES:
         return f"the loss rises (z {z:+.1f})"
-    if context.grad_spikes > _SPIKY:
+    # Once there is an alignment the clip comes first, and a spike that it cuts does no harm by itself: norms have a
+    # heavy tail by then that no lower rate cures, and cut upon cut would bring the rate to nothing.
+    searching = context.phase.index < TrainingPhase.REFINEMENT.index
+    if context.grad_spikes > _SPIKY and (searching or clip is None or z > _LEVEL):
         return f"{context.grad_spikes:.0%} of the gradient norms spike"
     swing = fast_swing(context)
     # While it falls all the same, an oscillation does no harm.

@@ -1,7 +1,8 @@
-"""The guide that attention is drawn to: a diagonal over the speech of a clip, not over its frames.
+"""The guide that attention is drawn to: a diagonal from the first to the last sound of a clip, not over all its frames.
 
-Real speech pauses, and recordings begin and end with silence. A diagonal over frames walks through the text meanwhile;
-one over speech waits, so that it stays near the true path, and attention learned by it is right on trimmed clips too.
+Recordings begin and end with silence. A diagonal over frames walks through the text meanwhile; one over the speech
+waits, so that what is learned by it is right on trimmed clips too. Pauses inside count as speech: commas and spaces are
+tokens, and a guide that waited in them as well was no better.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from tts_brain.types import OVER_FRAMES
 _QUIET, _LOUD = 0.05, 0.95
 # A frame under the first share of the way from quiet to loud is silent, one over the second is speech.
 _SILENT, _SPEECH = 0.15, 0.35
-# Silence counts this much of speech: a clip that is all alike has a straight diagonal, never an undefined one.
+# Shares of a clip's sound that may lie before its first and behind its last: a click in the silence is no speech.
+_EDGE = 0.005
+# Silence at the ends counts this much of speech: a clip that is all alike has a diagonal too.
 _LEAST = 0.02
 
 
@@ -48,7 +51,7 @@ def guided_places(
     """Where in the text, as a share of it, the guide has each decoder step look.
 
     Args:
-        over: ``frames``, the hosts' straight diagonal, or ``speech``: the share of the clip's speech that has gone by.
+        over: ``frames``, the hosts' diagonal, or ``speech``: the share gone by of what lies between the silent ends.
         mel: (B, L, mels) in any affine scale of log mel.
         mel_lengths: (B,) valid frames of it.
         reduction_factor: mel frames per decoder step.
@@ -56,7 +59,7 @@ def guided_places(
         steps: decoder steps of the longest, T.
 
     Returns:
-        (B, T) in [0, 1), rising where there is speech; what lies beyond a clip's end says nothing.
+        (B, T) in [0, 1), hardly rising in the silence at the ends; what lies beyond a clip's end says nothing.
     """
     step = torch.arange(steps, device=mel.device)
     if over == OVER_FRAMES:
@@ -68,11 +71,13 @@ def guided_places(
 
 
 def speech(mel: Tensor, mel_lengths: Tensor) -> Tensor:
-    """How much of each frame is speech, by its loudness between quiet and loud frames (5th and 95th percentile) of its
-    own clip; nothing waits for the device.
+    """What each frame counts: 1 from the first to the last sound, 0.02 in the silence at the ends, 0 in the padding.
+
+    A sound is told by its loudness between the quiet and loud frames (5th and 95th percentile) of its own clip. Nothing
+    waits for the device.
 
     Returns:
-        (B, L): from 0.02 for silence to 1.02, and 0 in the padding.
+        (B, L).
     """
     lengths = mel_lengths.to(mel.device)
     level = mel.detach().float().mean(2)
@@ -81,5 +86,7 @@ def speech(mel: Tensor, mel_lengths: Tensor) -> Tensor:
     last = (lengths - 1).clamp(min=0).unsqueeze(1)
     quiet, loud = (ordered.gather(1, (share * last).round().long()) for share in (_QUIET, _LOUD))
     height = (level - quiet) / (loud - quiet).clamp(min=1e-6)
-    sounds = ((height - _SILENT) / (_SPEECH - _SILENT)).clamp(0.0, 1.0)
-    return torch.where(valid, sounds + _LEAST, 0.0)
+    sounds = torch.where(valid, ((height - _SILENT) / (_SPEECH - _SILENT)).clamp(0.0, 1.0), 0.0)
+    gone, whole = sounds.cumsum(1), sounds.sum(1, keepdim=True)
+    inside = (gone > _EDGE * whole) & (gone - sounds < (1.0 - _EDGE) * whole)
+    return torch.where(valid, torch.where(inside, 1.0, _LEAST), 0.0)
