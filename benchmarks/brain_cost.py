@@ -26,6 +26,13 @@ from bench.clock import WARM_UP, Stopwatch, interleave, summarise, watch_adapter
 from tts_brain_coqui.espeak_corpus import default_cache, make_corpus
 from tts_brain_coqui.experiment import Arm, ArmRun
 
+# What of the brain is timed in a step, beside the session's own: by object, its methods.
+TIMED: tuple[tuple[Callable[[Any], Any], tuple[str, ...]], ...] = (
+    (lambda adapter: adapter, ("_before_step", "_after_step")),
+    (lambda adapter: adapter.session, ("see_attention",)),
+    (lambda adapter: adapter._criterion, ("_shaped",)),
+)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -48,9 +55,7 @@ def coqui_cost(data: Path, steps: int, batch_size: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         plain, ours = (_trainer(Path(folder) / name, data, steps + WARM_UP, batch_size) for name in ("plain", "brain"))
         adapter = ours.brain
-        criterion = (adapter._criterion, ("_as_host", "_shaped"))
-        taps = {adapter: ("_before_step", "_after_step"), adapter.session: ("see_attention",)}
-        watch_adapter(adapter, watch, taps | dict([criterion]))
+        watch_adapter(adapter, watch, {owner(adapter): names for owner, names in TIMED})
         # Both loaders give the same batches; a number stands for each.
         return summarise(interleave(_taker(plain), _taker(ours), watch, range(steps + WARM_UP), steps))
 

@@ -317,3 +317,15 @@ def test_bad_input_is_explained(
     monkeypatch.setattr(sys, "argv", [*command(corpus, tmp_path)[1:], *more])
     assert run.main() == 2
     assert says in capsys.readouterr().err
+
+
+def test_what_is_timed_at_coqui_is_there() -> None:
+    pytest.importorskip("TTS", reason="Coqui is not installed: uv pip install 'tts-brain[coqui]'")
+    import brain_cost
+
+    from tts_brain.pytorch.session import BrainSession
+    from tts_brain_coqui.adapter import CoquiAdapter
+    from tts_brain_coqui.criterion import CriterionTap
+
+    timed = [name for _, names in brain_cost.TIMED for name in names]
+    assert all(any(hasattr(owner, name) for owner in (CoquiAdapter, BrainSession, CriterionTap)) for name in timed)

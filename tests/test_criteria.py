@@ -29,7 +29,7 @@ def filtered(slope: float, std: float, count: int = 50) -> FilterReport:
 def test_every_score_is_in_0_to_1_and_has_a_reason(
     z: float, spikes: float, ratio: float, diag: float, bad: int
 ) -> None:
-    seen = context(loss_z=z, grad_spikes=spikes, update_ratio=ratio, nonfinite_run=bad)
+    seen = context(loss_z=z, grad_spikes=spikes, update_ratio=ratio, nonfinite_losses=bad)
     for attention in (None, report(diag)):
         for one in criteria(replace(seen, attention=attention)).by_name.values():
             assert 0.0 <= one.score <= 1.0 and one.reason.strip()
@@ -70,7 +70,7 @@ def test_each_trouble_of_the_gradients_halves_their_health_and_is_named(trouble:
 def test_troubles_add_up_and_a_step_that_is_not_finite_is_the_worst() -> None:
     both = criteria(context(grad_spikes=0.15, update_ratio=0.04)).gradient_health
     assert both.score == pytest.approx(0.25) and "spike" in both.reason and "change" in both.reason
-    assert criteria(context(nonfinite_run=1)).gradient_health.score == 0.0
+    assert criteria(context(nonfinite_losses=1)).gradient_health.score == 0.0
 
 
 def test_a_slow_swing_is_the_epochs_own_and_no_trouble() -> None:

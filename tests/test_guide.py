@@ -44,14 +44,14 @@ def test_over_frames_it_is_the_penalty_of_the_hosts(seed: int, lengths: list[tup
 
 
 @settings(deadline=None)
-@given(seeds, st.integers(10, 60), st.integers(0, 60), st.integers(0, 60))
+@given(seeds, st.integers(40, 60), st.integers(0, 60), st.integers(0, 60))
 def test_it_waits_in_the_silence_at_the_ends(seed: int, frames: int, head: int, tail: int) -> None:
     clip = voice(seed, frames)
     clip[0, 0] = QUIET  # so that there are quiet frames without the silence too
     silence = [torch.full((1, count, 8), QUIET) for count in (head, tail)]
     alone, inside = places(clip)[0], places(torch.cat([silence[0], clip, silence[1]], dim=1))[0]
     share = 0.02 * (head + tail + 1) / (frames - 2)  # what silence still counts
-    assert torch.allclose(inside[head : head + frames], alone, atol=share + 0.1 + 2.0 / frames)
+    assert torch.allclose(inside[head : head + frames], alone, atol=share + 2.0 / frames)
     assert (inside[:head] <= share + 1e-6).all()
     assert (inside[head + frames :] >= 1.0 - share - 1e-6).all()
 
@@ -89,6 +89,13 @@ def test_a_click_in_the_silence_is_no_speech() -> None:
     silence[0, 20] = LOUD
     clip = torch.cat([silence, voice(0, 300)], dim=1)
     assert places(clip)[0, 100] < 0.02
+
+
+def test_an_empty_text_and_a_length_beyond_the_tensor_do_no_harm() -> None:
+    attention = torch.rand(2, 4, 3, requires_grad=True)
+    where = guided_places(OVER_SPEECH, torch.randn(2, 8, 5), torch.tensor([9, 8]), 2, torch.tensor([4, 4]), 4)
+    guided_loss(attention, torch.tensor([4, 4]), torch.tensor([0, 3]), where, 0.4).backward()
+    assert torch.isfinite(attention.grad).all() and not attention.grad[0].any()
 
 
 def test_no_clip_is_too_short() -> None:

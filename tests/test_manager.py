@@ -296,6 +296,25 @@ def test_steps_left_out_under_finite_losses_take_long_to_count_as_a_break() -> N
     assert 60 <= first < 65
 
 
+@pytest.mark.parametrize("parity", [0, 1])
+def test_every_other_step_left_out_does_not_stop_the_decisions(parity: int) -> None:
+    """Whatever steps are left out, those at a decision or those between."""
+    manager, accepted = make_manager(decide_every=10), 0
+    for observation in observations([Stretch(200, slope=-0.02)]):
+        if observation.step % 2 == parity:
+            observation = replace(observation, skipped=True, grad_norm=math.nan)
+        decision = show(manager, observation)
+        accepted += decision is not None and decision.verdict is Verdict.ACCEPT
+    assert accepted > 10
+
+
+def test_losses_that_are_not_finite_roll_back_at_once_after_skipped_steps_too() -> None:
+    stream = list(observations([Stretch(42, slope=-0.02), Stretch(12, bad=1.0)]))
+    seen = [replace(o, skipped=True, grad_norm=math.nan) if o.step in (41, 42) else o for o in stream]
+    decisions = {d.step: d.verdict for d in drive(make_manager(decide_every=20), seen)}
+    assert decisions[45] is Verdict.ROLL_BACK
+
+
 def test_in_assist_a_rising_loss_lowers_the_rate() -> None:
     """Nothing is rolled back there, so the agents must not be kept from acting while the run stands broken."""
     manager = make_manager(mode="assist", cooldown_steps=0)

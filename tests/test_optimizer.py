@@ -151,6 +151,18 @@ def test_two_raises_at_once_cost_more_than_the_sum_of_each() -> None:
     assert strain[-1, -1, 0] < alone < 0.0
 
 
+def test_spikes_do_not_hold_back_the_guide_where_the_attention_needs_it() -> None:
+    strains = []
+    for diag in (0.03, 0.95):
+        seen = context(grad_spikes=0.3, attention_diag=diag)
+        strains.append(game(seen, criteria(seen), BOLD).terms["strain"])
+    (early_rate, early_guide, _), (late_rate, late_guide, _) = strains
+    assert early_rate[-1, 0, 0] == late_rate[-1, 0, 0] < -1.0, "the rate pays in full"
+    assert late_guide[0, -1, 0] == pytest.approx(0.95 / 0.03 * early_guide[0, -1, 0])
+    together = (early_guide - late_guide)[-1, -1, 0]
+    assert together == pytest.approx((early_guide - late_guide)[0, -1, 0]), "beside a raised rate as much, too"
+
+
 def test_what_one_raises_leaves_less_to_the_others() -> None:
     """The rate alone may be raised whole where, raised with the guided weight, it is not."""
     seen = context(grad_spikes=0.1)

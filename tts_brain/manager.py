@@ -45,7 +45,7 @@ from tts_brain.types import (
 STATE_VERSION = 4
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
 # Steps in a row left out under finite losses. The guard has kept the weights, so that going back a few steps mends
-# nothing: half precision looks for its loss scale so. Where it lasts, the weights are where no gradient is finite.
+# nothing. Where it lasts, the weights are where no gradient is finite.
 _SKIPPED_LIMIT = 20
 # As moves (``Knob.move``): below the first nothing is said to move, above the second a move is put on trial. What lies
 # between is the smooth drift of a law that reverses itself.
@@ -134,9 +134,8 @@ class ContextAwareTrainingManager:
 
     def due(self, step: int) -> bool:
         """Is it time to decide? Every ``decide_every`` steps, and at once when nothing is finite any more."""
-        return step - self._last_decision >= self.config.decide_every or (
-            self.analyzer.nonfinite_run == NONFINITE_LIMIT
-        )
+        runs = (self.analyzer.nonfinite_run, self.analyzer.nonfinite_losses)
+        return step - self._last_decision >= self.config.decide_every or NONFINITE_LIMIT in runs
 
     def context(self) -> TrainingContext:
         """What the agents would see now."""
@@ -150,10 +149,11 @@ class ContextAwareTrainingManager:
 
     @property
     def healthy(self) -> bool:
-        """Is this a state to go back to? The last step was finite, no move is on trial, the loss does not rise."""
+        """Is this a state to go back to? The newest loss is finite, no move is on trial, the loss does not rise."""
         z = None if self._decided_on is None else slope_z(self._decided_on)
         rises = z is not None and z > RISES
-        return self.analyzer.nonfinite_run == 0 and self.feedback.trial is None and not rises
+        finite = self.analyzer.nonfinite_losses == 0 and self.analyzer.nonfinite_run < NONFINITE_LIMIT
+        return finite and self.feedback.trial is None and not rises
 
     @property
     def decided_on(self) -> TrainingContext:
@@ -183,8 +183,8 @@ class ContextAwareTrainingManager:
         if undo is not None:
             return undo
         proposals = tuple(agent.propose(context, self.knobs) for agent in self.agents)
-        if context.nonfinite_run:
-            return self._hold(context, "the last step was not finite: nothing moves until it is", proposals)
+        if context.nonfinite_losses or context.nonfinite_run >= NONFINITE_LIMIT:
+            return self._hold(context, "the last steps were not finite: nothing moves until they are", proposals)
         cooling = self._cooling_down(context.step)
         if cooling and set(self.knobs) <= set(cooling):
             return self._hold(context, f"cooling down until step {max(cooling.values())}", proposals)

@@ -130,8 +130,9 @@ class CriterionTap:
 
     def _guided_weight(self, knobs: Mapping[str, float], hosts: Tensor | None) -> float | None:
         """Of our guide, normalised; None where the host's own stays."""
-        if GUIDED_SIGMA in knobs and hosts is not None:
-            return knobs.get(GUIDED_WEIGHT, self._criterion.ga_alpha / self.tokens)
+        width = host_sigma(self._criterion)
+        if GUIDED_WEIGHT not in knobs and hosts is not None and knobs.get(GUIDED_SIGMA, width) != width:
+            return self._criterion.ga_alpha / self.tokens
         return knobs.get(GUIDED_WEIGHT)
 
     def _our_guide(self, inputs: Mapping[str, Any], knobs: Mapping[str, float]) -> Tensor:

@@ -143,8 +143,9 @@ class LossTap:
 
     def _guided_weight(self, knobs: Mapping[str, float]) -> float | None:
         """Of our guide, normalised; None where the host's own stays."""
-        if GUIDED_SIGMA in knobs and self._guided_loss is not None:
-            return knobs.get(GUIDED_WEIGHT, self._tts.attn_loss.alpha / self._tokens)
+        hosts = host_sigma(self._tts)
+        if GUIDED_WEIGHT not in knobs and self._guided_loss is not None and knobs.get(GUIDED_SIGMA, hosts) != hosts:
+            return self._tts.attn_loss.alpha / self._tokens
         return knobs.get(GUIDED_WEIGHT)
 
     def _our_guide(self, knobs: Mapping[str, float], tokens: Tensor, frames: Tensor) -> Tensor:

@@ -130,8 +130,10 @@ def test_a_width_without_a_weight_keeps_the_hosts_weight(tmp_path: Path) -> None
     bench.session.manager.knobs = {"guided_sigma": 0.2}
     host, plain, mean = bench.host()[0].item(), bench.cells()[0], bench.cells(0.2)[0]
     assert bench.forward()[0].item() == pytest.approx(host + 7.0 * (mean - plain), rel=1e-5)
-    bench.session.manager.knobs = {"mel_weight": 1.0}
-    assert bench.forward()[0].item() == host
+    bench.session.config.guide_over = OVER_SPEECH
+    for neutral in ({"mel_weight": 1.0}, {"guided_sigma": 0.4}):
+        bench.session.manager.knobs = neutral
+        assert bench.forward()[0].item() == host
 
 
 def test_the_forward_sum_term_is_added_and_the_host_reports_none_of_it(bench: Bench) -> None:

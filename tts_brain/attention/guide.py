@@ -37,11 +37,11 @@ def guided_loss(attention: Tensor, frames: Tensor, tokens: Tensor, places: Tenso
     """
     device = attention.device
     frames, tokens = frames.to(device), tokens.to(device)
-    token = torch.arange(attention.shape[2], device=device) / tokens.unsqueeze(1)  # (B, N)
-    off = token.unsqueeze(1) - places.unsqueeze(2)
+    token = torch.arange(attention.shape[2], device=device)
+    off = (token / tokens.clamp(min=1).unsqueeze(1)).unsqueeze(1) - places.unsqueeze(2)  # (B, T, N)
     penalty = attention.float() * (1.0 - torch.exp(-off.square() / (2.0 * sigma**2)))
     in_frames = torch.arange(attention.shape[1], device=device) < frames.unsqueeze(1)
-    valid = in_frames.unsqueeze(2) & (token < 1.0).unsqueeze(1)
+    valid = in_frames.unsqueeze(2) & (token < tokens.unsqueeze(1)).unsqueeze(1)
     return torch.where(valid, penalty, 0.0).sum() / frames.sum().clamp(min=1)
 
 
@@ -83,7 +83,7 @@ def speech(mel: Tensor, mel_lengths: Tensor) -> Tensor:
     level = mel.detach().float().mean(2)
     valid = torch.arange(level.shape[1], device=mel.device) < lengths.unsqueeze(1)
     ordered = level.masked_fill(~valid, torch.inf).sort(1).values
-    last = (lengths - 1).clamp(min=0).unsqueeze(1)
+    last = (lengths - 1).clamp(0, level.shape[1] - 1).unsqueeze(1)
     quiet, loud = (ordered.gather(1, (share * last).round().long()) for share in (_QUIET, _LOUD))
     height = (level - quiet) / (loud - quiet).clamp(min=1e-6)
     sounds = torch.where(valid, ((height - _SILENT) / (_SPEECH - _SILENT)).clamp(0.0, 1.0), 0.0)

@@ -67,6 +67,11 @@ class ContextAnalyzer:
         """How many observations in a row were not finite, up to the newest."""
         return self._nonfinite_run
 
+    @property
+    def nonfinite_losses(self) -> int:
+        """How many observations in a row had a loss that was not finite, up to the newest."""
+        return self._nonfinite_losses
+
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) pairs kept for a loss, ``grad_norm`` (natural logarithm) or ``attention_diag``."""
         return list(self._series.get(name, ()))

@@ -51,7 +51,7 @@ def criteria(context: TrainingContext) -> Criteria:
     - convergence: probability that the judged loss falls, Φ(-z) of its filtered slope (of its trend where nothing was
       filtered). A flat loss has 0.5, whatever its level: levels mean nothing across hosts.
     - gradient health: 1 less the share of spikes over 0.3, times 0.02 / ``update_ratio`` where that is below 1, times
-      ½ while the loss swings within 12 steps; 0 after a step that was not finite.
+      ½ while the loss swings within 12 steps; 0 after a loss that was not finite.
     - attention quality: the smoothed ``attention_diag``.
     """
     return Criteria(_convergence(context), _gradient_health(context), _attention_quality(context))
@@ -67,8 +67,8 @@ def _convergence(context: TrainingContext) -> Criterion:
 
 
 def _gradient_health(context: TrainingContext) -> Criterion:
-    if context.nonfinite_run:
-        return Criterion(0.0, f"{context.nonfinite_run} steps in a row were not finite")
+    if context.nonfinite_losses:
+        return Criterion(0.0, f"the losses of {context.nonfinite_losses} steps in a row were not finite")
     spikes = min(max(1.0 - context.grad_spikes / _ALL_SPIKES, 0.0), 1.0)
     # A ratio that is not known is NaN, and fails the comparison.
     ratio = MAX_UPDATE_RATIO / context.update_ratio if context.update_ratio > MAX_UPDATE_RATIO else 1.0

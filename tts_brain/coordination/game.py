@@ -13,15 +13,15 @@ What agent i gains by the joint move of shares s:
     E_c(s)    tanh(Σ_j s_j e_cj): e_cj is what the learned effects expect of j's whole proposal within 20 steps. Means
               are shrunk by mean² / (mean² + std²), so that what is not known counts nothing
     need_c    1 minus the criterion's score; w_ic is 1 for the agent's own criterion, ½ for another's; need_i is the
-              need of the agent's own
+              attention's for the agent that guides it, 0 for the others
     relief    2 (1 - gradient health)
     price     4 (1 - gradient health) + (1 - certainty of the phase)
 
 The last term is the interaction: what gradients bear at once is a common good, its cost grows with the square of the
-joint movement, and each pays by its part of it (the game of Cournot 1838); for its own square less, the more its own
-criterion needs the move. Spiking gradients held back the guide before, where it was what the run waited for
-(docs/benchmarks.md). With calm gradients and a sure phase the price is 0, and all make their whole proposal: a healthy
-run is steered as its agents wish. Lowering the rate costs nothing, as it is the cure.
+joint movement, and each pays by its part of it (the game of Cournot 1838). The guide pays less for its own square, the
+worse the attention is: spiking gradients would else hold back what the run waits for. With calm gradients and a sure
+phase the price is 0, and all make their whole proposal: a healthy run is steered as its agents wish. Lowering the rate
+costs nothing, as it is the cure.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def game(context: TrainingContext, scores: Criteria, wishes: Wishes) -> Game:
         gain = scores.need(name) * np.tanh(np.tensordot(np.array(expected), grid, axes=1))
         terms[name] = _per_agent(np.array(weights), grid) * gain
     terms["relief"] = np.broadcast_to(_RELIEF * unhealthy * np.tensordot(wish - stir, grid, axes=1), grid.shape)
-    own = np.array([1.0 - scores.need(_OWN_CRITERION.get(agent, CONVERGENCE)) for agent in wishes])
+    own = np.array([1.0 - scores.need(_OWN_CRITERION[agent]) if agent in _OWN_CRITERION else 1.0 for agent in wishes])
     terms["strain"] = -price * part * (part.sum(axis=0) - part + _per_agent(own, grid) * part)
     sizes = tuple(tuple(s * size for s in each) for each, size in zip(shares, wish.tolist(), strict=True))
     return Game(tuple(wishes), shares, terms, sizes)

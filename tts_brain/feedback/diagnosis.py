@@ -22,7 +22,8 @@ _SILENCE_SHARE = 0.2
 _SURE_AFTER = 20  # measurements
 _MEMORY = 0.9
 _AGAIN_AFTER = 500
-# Steps left out under finite losses, of the newest so many: what half precision that overflows looks like.
+# Steps left out under finite losses, of the newest so many: what half precision that overflows looks like. Those that a
+# gradient scaler leaves out while it looks for its scale are no steps, and are not seen here.
 _LEFT_OUT, _OF_STEPS = 6, 20
 
 
@@ -129,7 +130,8 @@ class Diagnosis:
         return Advice(
             "half precision",
             f"gradients were not finite at {len(self._left_out)} of the last {_OF_STEPS} steps though the losses were: "
-            "fp16 overflows like that. Use bf16 or fp32, or a smaller loss scale",
+            "half precision overflows like that. Use bf16 or fp32; if it is fp32 already, look for the root or the "
+            "logarithm of 0 in a loss of your own",
         )
 
     def _rate(self, ratio: float | None, phase: TrainingPhase) -> Advice | None:
@@ -180,7 +182,7 @@ class Diagnosis:
         seen = {str(name): float(value) for name, value in state["seen"].items()}
         counts = {str(name): int(value) for name, value in state["counts"].items()}
         norms = [float(value) for value in state["norms"]]
-        left_out = [int(step) for step in state["left_out"]]
+        left_out = [int(step) for step in state.get("left_out", ())]
         self._said, self._seen, self._counts, self._norms, self._left_out = said, seen, counts, norms, left_out
 
 

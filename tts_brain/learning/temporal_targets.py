@@ -22,7 +22,7 @@ from tts_brain.types import KNOBS, Observation, TrainingContext, TrainingPhase
 
 STRIDE = 5  # steps from one window of a run to the next
 _HISTORY = 100
-_NONFINITE = 3  # steps in a row, as manager.NONFINITE_LIMIT
+_NONFINITE = 3  # steps in a row; skipped ones count too here, where the manager waits for more of them
 _LOST_STEPS = 50
 _STALE = 2 * BLOCK  # an attention_diag measured longer ago is none
 _FEWEST_LATER = 3  # of the LEVEL values whose median is the loss to be forecast

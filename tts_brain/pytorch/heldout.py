@@ -58,7 +58,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def fresh_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch norm by the statistics of the batch at hand, in evaluation mode too; the running ones are left alone.
+    """In evaluation mode, batch norm by the statistics of the batch at hand; the running ones are left alone.
 
     Running statistics lag behind weights that move fast. In the first hundred steps of a full-size model an error by
     them says little: it jumps between a half and four times that by fresh ones from one evaluation to the next.

@@ -59,20 +59,26 @@ class Meeting:
         self._every = decide_every
         self._decided_at = 0
         self._told_at = 0
-        self._skipped_run = 0
+        self._bad_runs = (0, 0)  # steps in a row: skipped, of a loss that was not finite
 
-    def goes_on(self, step: int, decided_at: int, skipped_run: int) -> None:
-        """A run is resumed at ``step``."""
-        self._told_at, self._decided_at, self._skipped_run = step, decided_at, skipped_run
+    def goes_on(self, step: int, decided_at: int, bad_runs: tuple[int, int]) -> None:
+        """A run is resumed at ``step``, after so many steps in a row that were skipped, and of losses not finite."""
+        self._told_at, self._decided_at, self._bad_runs = step, decided_at, bad_runs
 
     def forgive(self) -> None:
         """Forget how many steps in a row were skipped: earlier weights are back."""
-        self._skipped_run = 0
+        self._bad_runs = (0, 0)
 
-    def due(self, step: int, *, skipped: bool) -> bool:
-        """Is it time to decide? Call once per step."""
-        self._skipped_run = self._skipped_run + 1 if skipped else 0
-        return step - self._decided_at >= self._every or self._skipped_run == NONFINITE_LIMIT
+    def due(self, step: int, *, skipped: bool, finite: bool) -> bool:
+        """Is it time to decide? Call once per step.
+
+        Args:
+            skipped: its gradient was kept from the weights.
+            finite: its loss was; the same on every rank.
+        """
+        skips, losses = self._bad_runs
+        self._bad_runs = (skips + 1 if skipped or not finite else 0, 0 if finite else losses + 1)
+        return step - self._decided_at >= self._every or NONFINITE_LIMIT in self._bad_runs
 
     def untold(self, step: int) -> bool:
         """Has there been a step since the ranks last told each other?"""

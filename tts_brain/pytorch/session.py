@@ -110,6 +110,7 @@ class BrainSession:
         self._steps_seen = 0
         self._under_way = StepUnderWay()
         self._total = 0.0
+        self._finite = True  # the loss of the newest step
         self._stop = StopTally()
         self._buffers = BufferGuard(model) if self.manager.moves_allowed else None
         self._rescue = Rescue(self.manager, self.parts, folder / "snapshots", self._ranks)
@@ -276,13 +277,16 @@ class BrainSession:
             return None
         self._steps_seen = self._taps[0].steps
         total, self._total = self._total, 0.0
-        if left_out and math.isfinite(total) and self.parts.get("scaler") is not None:
+        self._finite = math.isfinite(total)
+        if left_out and self._finite and self.parts.get("scaler") is not None:
             self._under_way = StepUnderWay()
             return None
         return left_out
 
     def _due(self, skipped: bool) -> bool:
-        return self.manager.due(self.step) if self._meeting is None else self._meeting.due(self.step, skipped=skipped)
+        if self._meeting is None:
+            return self.manager.due(self.step)
+        return self._meeting.due(self.step, skipped=skipped, finite=self._finite)
 
     def _say_skipped(self, observation: Observation) -> None:
         if observation.skipped:
@@ -493,7 +497,8 @@ class BrainSession:
             loaded = self._load(path, step_otherwise)
         if self._meeting is not None:
             decided_at = self.manager.last_decision if loaded else self.step
-            self._meeting.goes_on(self.step, decided_at, self.manager.analyzer.nonfinite_run)
+            analyzer = self.manager.analyzer
+            self._meeting.goes_on(self.step, decided_at, (analyzer.nonfinite_run, analyzer.nonfinite_losses))
             why = self._apart(self._meeting, f"the ranks do not read one and the same {path}")
             if why:
                 self._step_aside_together(why)
