@@ -56,7 +56,7 @@ class BrainConfig:
     # AdaptiveLossController and DynamicAttentionSupervisor; the guided weight is in normalised units
     initial_guided_weight: float = 4.5
     guide_over: str = OVER_SPEECH
-    initial_forward_sum_weight: float = 0.05
+    initial_forward_sum_weight: float = 0.1
     tversky_A: float = 0.3
     tversky_B: float = 0.4
     tversky_weight: float = 0.0  # docs/benchmarks.md: at 0.5 it delays the alignment

@@ -31,11 +31,11 @@ class DynamicAttentionSupervisor:
         middle_forward_sum: weight of the forward-sum term around which its law works; positive.
     """
 
-    def __init__(self, middle_weight: float = 2.25, middle_forward_sum: float = 0.05) -> None:
+    def __init__(self, middle_weight: float = 2.25, middle_forward_sum: float = 0.1) -> None:
         if not middle_weight > 0.0:
             raise ValueError(f"middle_weight={middle_weight}; write a positive number, such as 2.25")
         if not middle_forward_sum > 0.0:
-            raise ValueError(f"middle_forward_sum={middle_forward_sum}; write a positive number, such as 0.05")
+            raise ValueError(f"middle_forward_sum={middle_forward_sum}; write a positive number, such as 0.1")
         self.middle_weight = middle_weight
         self.middle_forward_sum = middle_forward_sum
 
@@ -47,10 +47,11 @@ class DynamicAttentionSupervisor:
         """Half the middle weight while off the diagonal, twice it on the diagonal, half again once aligned.
 
         Any path is as good to this term as the diagonal, so that without a guide that holds it pulls the attention off
-        (FACTS, first looks); on the diagonal it is what makes the attention stop at each token.
+        (FACTS, first looks); on the diagonal it is what makes the attention stop at each token. An alignment that has
+        come (0.5 to 0.7) needs it no more, and strays under it.
         """
         on_diagonal = smoothstep((report.diagonality - 0.3) / 0.5)
-        aligned = smoothstep((report.attention_diag - 0.6) / 0.2)
+        aligned = smoothstep((report.attention_diag - 0.5) / 0.2)
         return self.middle_forward_sum * math.exp2(2.0 * on_diagonal * (1.0 - aligned) - 1.0)
 
     def sigma(self, report: AttentionReport) -> float:
