@@ -22,7 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -68,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int)
     parser.add_argument("--arms", help="comma-separated; default: all")
+    parser.add_argument(
+        "--starts", help="rescue: some of the bad starts, comma-separated; the clean run is always made"
+    )
     parser.add_argument("--model", choices=("small", "pilot", "full"), default="small", help="sizes of the Tacotron2")
     parser.add_argument(
         "--host-decoder", action="store_true", help="the host's own decoder pass, slower (bench/quick_decoder.py)"
@@ -112,7 +115,7 @@ def _cells(args: argparse.Namespace) -> int:
         setting = replace(setting, **(QUICK | ({"steps": args.steps} if args.steps else {})))
     seeds = 1 if args.quick else args.seeds
     if args.name == "rescue":
-        starts = list(BAD_STARTS)[:: 10 if args.quick else 1]
+        starts = _starts(args, BAD_STARTS)
         todo = rescue_cells(corpus, setting, seeds, arms, starts)
     else:
         todo = cells(args.name, corpus, setting, seeds, arms)
@@ -130,6 +133,16 @@ def _cells(args: argparse.Namespace) -> int:
     show(args.name, rows, summary, console)
     console.print(f"rows: {store.path}, table: {summary}")
     return 1 if failed else 0
+
+
+def _starts(args: argparse.Namespace, known: Iterable[str]) -> list[str]:
+    if not args.starts:
+        return list(known)[:: 10 if args.quick else 1]
+    starts = [name.strip() for name in args.starts.split(",")]
+    unknown = [name for name in starts if name not in known]
+    if unknown:
+        raise Refused(f"no bad start {unknown[0]!r}; known are:\n  " + "\n  ".join(known))
+    return starts
 
 
 def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:

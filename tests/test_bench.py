@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -317,6 +318,16 @@ def test_bad_input_is_explained(
     monkeypatch.setattr(sys, "argv", [*command(corpus, tmp_path)[1:], *more])
     assert run.main() == 2
     assert says in capsys.readouterr().err
+
+
+def test_some_of_the_bad_starts_can_be_named() -> None:
+    import run
+
+    known = ("a", "b", "c")
+    assert run._starts(SimpleNamespace(starts="c, a", quick=False), known) == ["c", "a"]
+    assert run._starts(SimpleNamespace(starts=None, quick=False), known) == list(known)
+    with pytest.raises(run.Refused, match="no bad start 'd'; known are:\n  a"):
+        run._starts(SimpleNamespace(starts="a,d", quick=False), known)
 
 
 def test_what_is_timed_at_coqui_is_there() -> None:
