@@ -44,15 +44,15 @@ class DynamicAttentionSupervisor:
         return self.middle_weight * math.exp2(1.0 - 2.0 * smoothstep((attention_diag - 0.1) / 0.6))
 
     def forward_sum(self, report: AttentionReport) -> float:
-        """Half the middle weight while off the diagonal, twice it on the diagonal, half again once aligned.
+        """Half the middle weight while off the diagonal, twice it on the diagonal, a quarter of it once aligned.
 
         Any path is as good to this term as the diagonal, so that without a guide that holds it pulls the attention off
         (FACTS, first looks); on the diagonal it is what makes the attention stop at each token. An alignment that has
-        come (0.5 to 0.7) needs it no more, and strays under it.
+        come (0.5 to 0.7) needs it no more, and strays under it: each token is passed, but all of them in a hurry.
         """
         on_diagonal = smoothstep((report.diagonality - 0.3) / 0.5)
         aligned = smoothstep((report.attention_diag - 0.5) / 0.2)
-        return self.middle_forward_sum * math.exp2(2.0 * on_diagonal * (1.0 - aligned) - 1.0)
+        return self.middle_forward_sum * math.exp2(2.0 * on_diagonal * (1.0 - aligned) - 1.0 - aligned)
 
     def sigma(self, report: AttentionReport) -> float:
         """Width of the guide: wide while searching, narrow once on the diagonal but jumping over tokens, wide again.
