@@ -34,14 +34,14 @@ Rows = dict[str, list[Mapping[str, Any]]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
-    parser.add_argument("--arms", help="comma-separated arms of the curves; default: the first few")
+    parser.add_argument("--arms", help="comma-separated arms of the curves; default: brain, default, the best")
     parser.add_argument("--out", type=Path, default=_ROOT / "docs" / "images")
     args = parser.parse_args()
     groups = by_arm(Store(args.rows).rows())
     if not groups:
         print(f"plot.py: {args.rows} holds no rows; run the benchmark first", file=sys.stderr)
         return 2
-    arms = [name.strip() for name in args.arms.split(",")] if args.arms else list(groups)[:_MOST_CURVES]
+    arms = [name.strip() for name in args.arms.split(",")] if args.arms else _shown(groups)
     unknown = [arm for arm in arms if arm not in groups]
     if unknown:
         print(f"plot.py: no rows of {unknown[0]!r}; there are {', '.join(groups)}", file=sys.stderr)
@@ -54,6 +54,13 @@ def main() -> int:
         plt.close(figure)
         print(path)
     return 0
+
+
+def _shown(groups: Rows) -> list[str]:
+    """The brain, the host's default, and of the others those that align soonest."""
+    others = sorted(groups, key=lambda arm: (np.median([steps_to_aligned(r) for r in groups[arm]]), arm))
+    first = [arm for arm in ("brain", "default") if arm in groups]
+    return list(dict.fromkeys([*first, *others]))[:_MOST_CURVES]
 
 
 def curves(groups: Rows) -> Any:
