@@ -63,6 +63,7 @@ class CriterionTap:
         self._session = session
         self._tversky_weight = tversky_weight
         self._host_forward = criterion.forward
+        self._host_sigma = host_sigma(criterion)
         self._signature = signature(self._host_forward)
         criterion.forward = self._forward
 
@@ -130,8 +131,8 @@ class CriterionTap:
 
     def _guided_weight(self, knobs: Mapping[str, float], hosts: Tensor | None) -> float | None:
         """Of our guide, normalised; None where the host's own stays."""
-        width = host_sigma(self._criterion)
-        if GUIDED_WEIGHT not in knobs and hosts is not None and knobs.get(GUIDED_SIGMA, width) != width:
+        turned = knobs.get(GUIDED_SIGMA, self._host_sigma) != self._host_sigma
+        if GUIDED_WEIGHT not in knobs and hosts is not None and turned:
             return self._criterion.ga_alpha / self.tokens
         return knobs.get(GUIDED_WEIGHT)
 
@@ -140,7 +141,7 @@ class CriterionTap:
         mel = inputs["mel_input"], inputs["output_lens"]
         over = self._session.config.guide_over
         places = guided_places(over, *mel, self.reduction_factor, frames, attention.shape[1])
-        sigma = knobs.get(GUIDED_SIGMA, host_sigma(self._criterion))
+        sigma = knobs.get(GUIDED_SIGMA, self._host_sigma)
         return guided_loss(attention, frames, inputs["input_lens"], places, sigma)
 
 

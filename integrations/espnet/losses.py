@@ -58,6 +58,7 @@ class LossTap:
         self._session = session
         self._tversky_weight = tversky_weight
         self._host_forward = tts.forward
+        self._host_sigma = host_sigma(tts)
         # Of the class: what somebody else has put in front of it may take (*args, **kwargs).
         self._signature = signature(type(tts).forward.__get__(tts))
         self._tokens = 1.0
@@ -143,15 +144,15 @@ class LossTap:
 
     def _guided_weight(self, knobs: Mapping[str, float]) -> float | None:
         """Of our guide, normalised; None where the host's own stays."""
-        hosts = host_sigma(self._tts)
-        if GUIDED_WEIGHT not in knobs and self._guided_loss is not None and knobs.get(GUIDED_SIGMA, hosts) != hosts:
+        turned = knobs.get(GUIDED_SIGMA, self._host_sigma) != self._host_sigma
+        if GUIDED_WEIGHT not in knobs and self._guided_loss is not None and turned:
             return self._tts.attn_loss.alpha / self._tokens
         return knobs.get(GUIDED_WEIGHT)
 
     def _our_guide(self, knobs: Mapping[str, float], tokens: Tensor, frames: Tensor) -> Tensor:
         over, r = self._session.config.guide_over, self._tts.reduction_factor
         places = guided_places(over, *self._mel, r, frames, self._attention.shape[1])
-        sigma = knobs.get(GUIDED_SIGMA, host_sigma(self._tts))
+        sigma = knobs.get(GUIDED_SIGMA, self._host_sigma)
         return guided_loss(self._attention, frames, tokens, places, sigma)
 
     def _guided_per_frame(self) -> Tensor | None:
