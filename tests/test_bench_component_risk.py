@@ -244,6 +244,7 @@ def test_an_outlook_is_mapped_each_risk_by_its_own_curve() -> None:
     said = probabilities(Outlook(0.1, 0.4, 0.0, 0.0, 0.0, 0.0, 256))
     assert said["divergence"] == DIVERGENCE.probability(0.1, 256)
     assert said["alignment_loss"] == ALIGNMENT_LOSS.probability(0.4, 256)
+    assert set(probabilities(Outlook(0.1, 0.0, 0.0, 0.0, 0.0, 0.0, 256, alignment=False))) == {"divergence"}
 
 
 def test_a_decision_says_the_probabilities_of_its_own_plays() -> None:
@@ -258,7 +259,11 @@ def test_a_decision_says_the_probabilities_of_its_own_plays() -> None:
     simulated = [risk for risk in told if "draws" in risk]
     assert simulated
     for risk in simulated:
-        for name, curve in component_risk.CURVES.items():
+        curves = dict(component_risk.CURVES)
+        if not risk["alignment"]:
+            curves.pop("alignment_loss")  # there is none to lose
+        assert set(risk["probability"]) == set(curves)
+        for name, curve in curves.items():
             assert risk["probability"][name] == pytest.approx(curve.probability(risk[name], risk["draws"]), abs=2e-3)
 
 

@@ -166,7 +166,9 @@ def test_shift_and_scale_of_the_loss_change_nothing(shift: float, scale: float) 
 def test_an_alignment_is_lost_only_where_one_was(level: float, best: float, lost: float) -> None:
     attention = Course(level, noise=0.1)
     assert simulate(Dynamics(LOSS, 1.1, attention, best), MOVES).alignment_loss == lost
-    assert simulate(Dynamics(LOSS, 1.1, None, best), MOVES).alignment_loss == 0.0
+    assert simulate(Dynamics(LOSS, 1.1, attention, best), MOVES).alignment == (best >= 0.5)
+    none = simulate(Dynamics(LOSS, 1.1, None, best), MOVES)
+    assert none.alignment_loss == 0.0 and not none.alignment
 
 
 def test_attention_falls_as_its_slope_does() -> None:

@@ -132,6 +132,12 @@ COORDINATION: dict[str, Any] = {
 }
 
 
+def test_without_an_alignment_none_is_said_to_be_lost() -> None:
+    risk = {**COORDINATION["risk"], "alignment": False}
+    text = told([decision(40, "accept", "loss falls", after=1.5, coordination={**COORDINATION, "risk": risk})], step=40)
+    assert "plays diverge" in text and "lose the alignment" not in text
+
+
 def test_one_step_tells_how_the_agents_settled() -> None:
     text = told([decision(40, "accept", "loss falls", after=1.5, coordination=COORDINATION)], step=40)
     for words in (

@@ -55,9 +55,8 @@ def log_odds(share: float, draws: int) -> float:
 
 
 def probabilities(outlook: Outlook) -> dict[str, float]:
-    """``divergence`` and ``alignment_loss`` of a joint move, as probabilities in [0, 1]."""
-    # 0 plays lose an alignment also where there is none to lose.
-    return {
-        "divergence": DIVERGENCE.probability(outlook.divergence, outlook.draws),
-        "alignment_loss": ALIGNMENT_LOSS.probability(outlook.alignment_loss, outlook.draws),
-    }
+    """``divergence`` of a joint move and, where there is an alignment, ``alignment_loss``; probabilities in [0, 1]."""
+    said = {"divergence": DIVERGENCE.probability(outlook.divergence, outlook.draws)}
+    if outlook.alignment:
+        said["alignment_loss"] = ALIGNMENT_LOSS.probability(outlook.alignment_loss, outlook.draws)
+    return said

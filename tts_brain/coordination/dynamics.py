@@ -123,6 +123,7 @@ class Outlook:
         divergence_held, alignment_loss_held: the two shares if nothing is moved, from the same draws: what a move adds
             is the difference.
         draws: how many plays.
+        alignment: whether there is an alignment to lose; without one nothing is said of the chance of it.
     """
 
     divergence: float
@@ -132,6 +133,7 @@ class Outlook:
     divergence_held: float
     alignment_loss_held: float
     draws: int
+    alignment: bool = True
 
 
 def simulate(
@@ -164,7 +166,8 @@ def simulate(
     loss = _play(dynamics.loss, moves, gaps, normal[0])
     diverged = (loss > dynamics.divergence_limit).any(axis=0).mean(axis=1)
     lost = np.zeros(2)
-    if dynamics.attention is not None and dynamics.best_attention_diag >= _ALIGNED:
+    alignment = dynamics.attention is not None and dynamics.best_attention_diag >= _ALIGNED
+    if dynamics.attention is not None and alignment:
         half = dynamics.best_attention_diag / 2.0
         attention = _play(dynamics.attention, moves, gaps, normal[1])
         lost = (attention < math.log(half / (1.0 - half))).any(axis=0).mean(axis=1)
@@ -178,6 +181,7 @@ def simulate(
         divergence_held=float(diverged[0]),
         alignment_loss_held=float(lost[0]),
         draws=draws,
+        alignment=alignment,
     )
 
 

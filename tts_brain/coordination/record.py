@@ -49,7 +49,8 @@ def record_of(
         if weighed.left_out:
             record["risk"]["left_out"] = dict(weighed.left_out)
         if weighed.outlook is not None:
-            record["risk"] |= {name: _short(value) for name, value in asdict(weighed.outlook).items()}
+            plays = asdict(weighed.outlook)
+            record["risk"] |= {name: v if isinstance(v, bool) else _short(v) for name, v in plays.items()}
             said = probabilities(weighed.outlook)
             record["risk"]["probability"] = {name: _short(value) for name, value in said.items()}
         record["vote"] = _vote(ballots, outcome)

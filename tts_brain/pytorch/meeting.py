@@ -121,7 +121,7 @@ class Meeting:
         """The next decision is due ``decide_every`` steps from here."""
         self._decided_at = step
 
-    def agree(self, state: Mapping[str, Any] | None) -> bool | None:
+    def same_outcome(self, state: Mapping[str, Any] | None) -> bool | None:
         """Have all ranks come to one and the same state?
 
         Args:

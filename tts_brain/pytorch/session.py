@@ -367,7 +367,7 @@ class BrainSession:
         with self.fence():
             state = {"step": self.step, "regime": self._regime, "manager": self.manager.state_dict()}
         try:
-            agreed = meeting.agree(None if self._faulted else state)
+            agreed = meeting.same_outcome(None if self._faulted else state)
         except RanksLost as error:
             return self._lose(error)
         if agreed is None:

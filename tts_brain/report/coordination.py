@@ -57,6 +57,8 @@ def _risk(risk: Part) -> list[str]:
     if "draws" in risk:
         said = _part(risk, "probability")
         for name, what in (("divergence", "diverge"), ("alignment_loss", "lose the alignment")):
+            if name == "alignment_loss" and risk.get("alignment") is False:
+                continue  # there is none to lose
             moved, held = number(risk.get(name)), number(risk.get(f"{name}_held"))
             runs = f"; of runs, some {number(said[name]):.1%}" if name in said else ""
             lines.append(f"{moved:.1%} of {number_text(risk['draws'])} plays {what}, {held:.1%} if all is held{runs}")
