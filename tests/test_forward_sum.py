@@ -18,7 +18,29 @@ def test_forward_sum_prefers_a_monotonic_path() -> None:
     assert good < blur < reverse
     padded = torch.nn.functional.pad(diagonal, (0, 3, 0, 4))
     assert forward_sum(padded, frames, tokens).item() == pytest.approx(good, rel=1e-5)
-    assert forward_sum(diagonal[:, :4], torch.tensor([4]), tokens).item() == 0.0  # no path: fewer frames than tokens
+    assert forward_sum(diagonal, torch.tensor([0]), tokens).item() == 0.0  # no frames, no path
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 12), st.integers(1, 4))
+def test_tokens_without_a_step_of_their_own_are_taken_together(seed: int, frames: int, tokens: int, wish: int) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    attention = torch.softmax(3.0 * torch.randn(1, frames, tokens, generator=rng), dim=2)
+    size = max(wish, -(-tokens // frames))
+    together = torch.stack([part.sum(2) for part in attention.split(size, dim=2)], dim=2)
+    lengths = torch.tensor([frames]), torch.tensor([tokens])
+    found = forward_sum(attention, *lengths, torch.tensor([wish])).item()
+    assert found == pytest.approx(forward_sum(together, lengths[0], torch.tensor([together.shape[2]])).item(), rel=1e-4)
+    assert found > 0.0 or tokens == 1 or size >= tokens
+    if wish == 1:
+        assert found == pytest.approx(forward_sum(attention, *lengths).item(), rel=1e-6)
+
+
+def test_weight_beside_the_text_is_not_counted() -> None:
+    attention = torch.softmax(torch.randn(2, 7, 5, generator=torch.Generator().manual_seed(0)), dim=2)
+    lengths = torch.tensor([7, 6]), torch.tensor([5, 3])
+    assert torch.allclose(forward_sum(0.1 * attention, *lengths), forward_sum(attention, *lengths), atol=1e-5)
+    assert torch.isfinite(forward_sum(attention, lengths[0], torch.tensor([0, 3]))).all()
 
 
 def by_hand(attention: torch.Tensor, blank: float = math.exp(-1.0)) -> float:

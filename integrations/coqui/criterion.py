@@ -18,7 +18,7 @@ from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 from TTS.tts.utils.helpers import sequence_mask
 
 from tts_brain.attention.forward_sum import forward_sum
-from tts_brain.attention.guide import guided_loss, guided_places
+from tts_brain.attention.guide import guided_loss, guided_places, tokens_at_once
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
 from tts_brain.pytorch.session import BrainSession
@@ -116,13 +116,16 @@ class CriterionTap:
         loss = losses["loss"]
         # Coqui has a guided loss only for ga_alpha > 0; a run without one gets it from us.
         hosts = self._criterion.ga_alpha * losses["ga_loss"] if "ga_loss" in losses else None
+        attention, frames, tokens = inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"]
+        places = self._places(inputs)
         guided = self._guided_weight(knobs, hosts)
         if guided is not None:
-            ours = guided * self._our_guide(inputs, knobs)
+            sigma = knobs.get(GUIDED_SIGMA, self._host_sigma)
+            ours = guided * guided_loss(attention, frames, tokens, places, sigma)
             loss = loss + (ours if hosts is None else ours - hosts)
         weight = knobs.get(FORWARD_SUM_WEIGHT, FORWARD_SUM_OFF)
         if weight > FORWARD_SUM_OFF:
-            path = forward_sum(inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"])
+            path = forward_sum(attention, frames, tokens, tokens_at_once(places, frames, tokens))
             loss = loss + weight * path.mean()
         mel = [losses[n] * getattr(self._criterion, alpha) for n, alpha in _MEL_TERMS.items() if n in losses]
         gate = None if counts is None else losses["stopnet_loss"]
@@ -136,13 +139,11 @@ class CriterionTap:
             return self._criterion.ga_alpha / self.tokens
         return knobs.get(GUIDED_WEIGHT)
 
-    def _our_guide(self, inputs: Mapping[str, Any], knobs: Mapping[str, float]) -> Tensor:
-        attention, frames = inputs["alignments"], inputs["alignment_lens"]
-        mel = inputs["mel_input"], inputs["output_lens"]
+    def _places(self, inputs: Mapping[str, Any]) -> Tensor:
+        """Where our guide has each decoder step look."""
+        mel, steps = (inputs["mel_input"], inputs["output_lens"]), inputs["alignments"].shape[1]
         over = self._session.config.guide_over
-        places = guided_places(over, *mel, self.reduction_factor, frames, attention.shape[1])
-        sigma = knobs.get(GUIDED_SIGMA, self._host_sigma)
-        return guided_loss(attention, frames, inputs["input_lens"], places, sigma)
+        return guided_places(over, *mel, self.reduction_factor, inputs["alignment_lens"], steps)
 
 
 def _all_finite(inputs: Mapping[str, Any]) -> bool:

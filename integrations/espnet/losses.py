@@ -19,7 +19,7 @@ from espnet2.tts.tacotron2 import Tacotron2
 from torch import Tensor
 
 from tts_brain.attention.forward_sum import forward_sum
-from tts_brain.attention.guide import guided_loss, guided_places
+from tts_brain.attention.guide import guided_loss, guided_places, tokens_at_once
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
@@ -132,13 +132,16 @@ class LossTap:
         self._session.see_stop_token(*counts)
         if not knobs:
             return loss
+        places = self._places(frames)
         guided = self._guided_weight(knobs)
         if guided is not None:
-            ours = guided * self._our_guide(knobs, tokens, frames)
+            sigma = knobs.get(GUIDED_SIGMA, self._host_sigma)
+            ours = guided * guided_loss(self._attention, frames, tokens, places, sigma)
             loss = loss + ours if self._guided_loss is None else loss + (ours - self._guided_loss)
         weight = knobs.get(FORWARD_SUM_WEIGHT, FORWARD_SUM_OFF)
         if weight > FORWARD_SUM_OFF:
-            loss = loss + weight * forward_sum(self._attention, frames, tokens).mean()
+            path = forward_sum(self._attention, frames, tokens, tokens_at_once(places, frames, tokens))
+            loss = loss + weight * path.mean()
         added = added_by_knobs(knobs, mel, gate, counts, self._tversky_weight)
         return loss if added is None else loss + added
 
@@ -149,11 +152,10 @@ class LossTap:
             return self._tts.attn_loss.alpha / self._tokens
         return knobs.get(GUIDED_WEIGHT)
 
-    def _our_guide(self, knobs: Mapping[str, float], tokens: Tensor, frames: Tensor) -> Tensor:
+    def _places(self, frames: Tensor) -> Tensor:
+        """Where our guide has each decoder step look."""
         over, r = self._session.config.guide_over, self._tts.reduction_factor
-        places = guided_places(over, *self._mel, r, frames, self._attention.shape[1])
-        sigma = knobs.get(GUIDED_SIGMA, self._host_sigma)
-        return guided_loss(self._attention, frames, tokens, places, sigma)
+        return guided_places(over, *self._mel, r, frames, self._attention.shape[1])
 
     def _guided_per_frame(self) -> Tensor | None:
         """The host's guided loss as mean penalty per frame; None where it has none, or none with a weight."""

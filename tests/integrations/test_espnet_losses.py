@@ -13,7 +13,7 @@ from espnet2.tts.tacotron2 import Tacotron2
 from espnet_run import SMALL, quick
 
 from tts_brain.attention.forward_sum import forward_sum
-from tts_brain.attention.guide import guided_loss, guided_places
+from tts_brain.attention.guide import guided_loss, guided_places, tokens_at_once
 from tts_brain.attention.metrics import measure, report
 from tts_brain.config import BrainConfig
 from tts_brain.losses.tversky import soft_counts, tversky_loss
@@ -145,7 +145,9 @@ def test_the_forward_sum_term_is_added_and_the_host_reports_none_of_it(bench: Be
     loss, stats, _ = bench.forward()
     handle.remove()
     frames = LENGTHS[1] // bench.tts.reduction_factor
-    path = forward_sum(attention[0], frames, LENGTHS[0] + 1).mean()
+    tokens, r = LENGTHS[0] + 1, bench.tts.reduction_factor
+    places = guided_places(OVER_SPEECH, bench.batch["feats"], LENGTHS[1], r, frames, attention[0].shape[1])
+    path = forward_sum(attention[0], frames, tokens, tokens_at_once(places, frames, tokens)).mean()
     assert path.item() > 0.0
     assert loss.item() == pytest.approx(neutral.item() + 0.2 * path.item(), rel=1e-5)
     assert stats == host_stats

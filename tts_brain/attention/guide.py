@@ -15,8 +15,9 @@ from tts_brain.types import OVER_FRAMES
 _QUIET, _LOUD = 0.05, 0.95
 # A frame under the first share of the way from quiet to loud is silent, one over the second is speech.
 _SILENT, _SPEECH = 0.15, 0.35
-# Shares of a clip's sound that may lie before its first and behind its last: a click in the silence is no speech.
-_EDGE = 0.005
+# How much sound may lie before a clip's first and behind its last: a click in the silence is no speech. A share of it
+# all, at least two frames, of a short clip at most so great a share.
+_EDGE, _EDGE_FRAMES, _EDGE_MOST = 0.005, 2.0, 0.02
 # Silence at the ends counts this much of speech: a clip that is all alike has a diagonal too.
 _LEAST = 0.02
 
@@ -27,7 +28,7 @@ def guided_loss(attention: Tensor, frames: Tensor, tokens: Tensor, places: Tenso
     The hosts' guided loss times the mean tokens per frame, with ``places`` for t / T.
 
     Args:
-        attention: (B, T, N) weights that sum to 1 over N, any float type; computed in float32.
+        attention: (B, T, N) weights, any float type; computed in float32, as ``shares``.
         frames, tokens: (B,) lengths.
         places: (B, T), from ``guided_places``.
         sigma: width of the guide as a share of the text, above 0.
@@ -39,10 +40,22 @@ def guided_loss(attention: Tensor, frames: Tensor, tokens: Tensor, places: Tenso
     frames, tokens = frames.to(device), tokens.to(device)
     token = torch.arange(attention.shape[2], device=device)
     off = (token / tokens.clamp(min=1).unsqueeze(1)).unsqueeze(1) - places.unsqueeze(2)  # (B, T, N)
-    penalty = attention.float() * (1.0 - torch.exp(-off.square() / (2.0 * sigma**2)))
+    penalty = shares(attention, tokens) * (1.0 - torch.exp(-off.square() / (2.0 * sigma**2)))
     in_frames = torch.arange(attention.shape[1], device=device) < frames.unsqueeze(1)
-    valid = in_frames.unsqueeze(2) & (token < tokens.unsqueeze(1)).unsqueeze(1)
-    return torch.where(valid, penalty, 0.0).sum() / frames.sum().clamp(min=1)
+    return torch.where(in_frames.unsqueeze(2), penalty, 0.0).sum() / frames.sum().clamp(min=1)
+
+
+def shares(attention: Tensor, tokens: Tensor) -> Tensor:
+    """Attention over the valid tokens that sums to 1, float32.
+
+    Some attention lets weight fall beside the text (Coqui's Graves mixture) or on padding (its dynamic convolution).
+    Counted as it is, looking nowhere would cost nothing, and a guide would drive the attention off the text.
+    A row that hardly looks at the text at all (under 1 %) is raised a hundredfold and no further.
+    """
+    token = torch.arange(attention.shape[2], device=attention.device)
+    valid = (token < tokens.to(attention.device).unsqueeze(1)).unsqueeze(1)
+    weights = torch.where(valid, attention.float(), 0.0)
+    return weights / weights.sum(2, keepdim=True).clamp(min=0.01)
 
 
 def guided_places(
@@ -52,14 +65,15 @@ def guided_places(
 
     Args:
         over: ``frames``, the hosts' diagonal, or ``speech``: the share gone by of what lies between the silent ends.
-        mel: (B, L, mels) in any affine scale of log mel.
+        mel: (B, L, mels) in any affine scale of log mel. Where a noisy recording is padded with digital silence, its
+            noise counts as sound.
         mel_lengths: (B,) valid frames of it.
         reduction_factor: mel frames per decoder step.
         frames: (B,) decoder steps of each clip.
         steps: decoder steps of the longest, T.
 
     Returns:
-        (B, T) in [0, 1), hardly rising in the silence at the ends; what lies beyond a clip's end says nothing.
+        (B, T) in [0, 1], hardly rising in the silence at the ends; what lies beyond a clip's end says nothing.
     """
     step = torch.arange(steps, device=mel.device)
     if over == OVER_FRAMES:
@@ -68,6 +82,25 @@ def guided_places(
     before = amount.cumsum(1) - amount
     share = before / amount.sum(1, keepdim=True).clamp(min=1e-6)
     return share[:, (step * reduction_factor).clamp(max=mel.shape[1] - 1)]
+
+
+def tokens_at_once(places: Tensor, frames: Tensor, tokens: Tensor) -> Tensor:
+    """How many tokens the guide passes in its fastest decoder step, rounded up: 1 where each can have its own.
+
+    More than 1 where a reduction factor leaves fewer steps of speech than there are tokens.
+
+    Args:
+        places: (B, T), from ``guided_places``.
+        frames, tokens: (B,) lengths.
+
+    Returns:
+        (B,) int64, 1 or more.
+    """
+    step = torch.arange(1, places.shape[1], device=places.device)
+    strides = places.diff(dim=1).masked_fill(step >= frames.to(places.device).unsqueeze(1), 0.0)
+    fastest = torch.nn.functional.pad(strides, (1, 0)).amax(1)  # 0 where there is but one step
+    # So much over a whole number is rounding.
+    return (fastest * tokens.to(places.device) - 0.01).ceil().clamp(min=1).long()
 
 
 def speech(mel: Tensor, mel_lengths: Tensor) -> Tensor:
@@ -88,5 +121,6 @@ def speech(mel: Tensor, mel_lengths: Tensor) -> Tensor:
     height = (level - quiet) / (loud - quiet).clamp(min=1e-6)
     sounds = torch.where(valid, ((height - _SILENT) / (_SPEECH - _SILENT)).clamp(0.0, 1.0), 0.0)
     gone, whole = sounds.cumsum(1), sounds.sum(1, keepdim=True)
-    inside = (gone > _EDGE * whole) & (gone - sounds < (1.0 - _EDGE) * whole)
+    edge = torch.maximum(_EDGE * whole, (_EDGE_MOST * whole).clamp(max=_EDGE_FRAMES))
+    inside = (gone > edge) & (gone - sounds < whole - edge)
     return torch.where(valid, torch.where(inside, 1.0, _LEAST), 0.0)
