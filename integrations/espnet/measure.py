@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ _SHOWN = ("diagonality", "focus", "coverage", "attention_diag")
 def main(arguments: list[str] | None = None) -> int:
     """Held-out figures of ESPnet runs. Run it in the recipe's folder: paths in config.yaml are relative to that."""
     args = _parser().parse_args(arguments)
+    # ESPnet warns of the same thing at each clip, hundreds of lines above the table.
+    logging.getLogger().setLevel(logging.ERROR)
     rows = []
     try:
         for run in args.runs:
