@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tts_brain.feedback.diagnosis import BatchFacts, Diagnosis
 from tts_brain.pytorch.audio import edge_silence
-from tts_brain.types import Observation, TrainingPhase
+from tts_brain.types import AttentionReport, Observation, TrainingPhase
 
 GOOD = BatchFacts(16, ("a", "b"), (), 0.05)
 PRE, LATER = TrainingPhase.PRE_ALIGNMENT, TrainingPhase.REFINEMENT
@@ -39,6 +39,32 @@ def causes(
 def test_a_healthy_run_is_told_nothing() -> None:
     assert causes(600) == []
     assert causes(100, facts=None, grad_norm=None, update_ratio=None) == []
+
+
+def attention(*measured: float, every: int = 5) -> dict[int, Any]:
+    """``attention_diag`` at each ``every`` steps."""
+    return {every * n: {"attention": report(value)} for n, value in enumerate(measured, start=1)}
+
+
+def report(attention_diag: float) -> AttentionReport:
+    return AttentionReport(*[attention_diag] * 4, 0.5, 0.0, 0.0, 3.0, 1.0)
+
+
+def test_an_alignment_that_is_lost_is_said_once() -> None:
+    formed = [0.1, 0.3, 0.5, 0.62, 0.6, 0.64]
+    assert causes(at=attention(*formed, 0.2, 0.05, 0.04, 0.03)) == [(45, "alignment lost")]
+    assert causes(at=attention(*formed, 0.2, 0.4, 0.05, 0.35, 0.6)) == [], "noise, or soon found again"
+    assert causes(at=attention(0.1, 0.9, 0.1, 0.2, 0.1)) == [], "one measurement is no alignment"
+    assert causes(at=attention(*[0.45] * 5, *[0.01] * 5)) == [], "there was none to lose"
+
+
+def test_a_change_of_the_hosts_is_no_loss_of_the_alignment() -> None:
+    diagnosis = Diagnosis()
+    for step in range(1, 9):
+        diagnosis.look(Observation(step, {"total": 1.0}, attention=report(0.6)), None, LATER)
+    diagnosis.regime_changed()
+    for step in range(9, 20):
+        assert diagnosis.look(Observation(step, {"total": 1.0}, attention=report(0.1)), None, LATER) == []
 
 
 def test_clips_that_are_not_finite_are_named() -> None:
@@ -90,7 +116,11 @@ def test_any_numbers_and_a_resume_at_any_step(values: list[Any], cut: int) -> No
     def steps(diagnosis: Diagnosis, some: list[Any], first: int) -> list[Any]:
         return [
             diagnosis.look(
-                Observation(first + n, {"total": 1.0}, norm, update_ratio=ratio), BatchFacts(c, (), (), s), PRE
+                Observation(
+                    first + n, {"total": 1.0}, norm, update_ratio=ratio, attention=None if s is None else report(s)
+                ),
+                BatchFacts(c, (), (), s),
+                PRE,
             )
             for n, (norm, ratio, c, s) in enumerate(some)
         ]

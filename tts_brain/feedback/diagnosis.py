@@ -25,6 +25,9 @@ _AGAIN_AFTER = 500
 # Steps left out under finite losses, of the newest so many: what half precision that overflows looks like. Those that a
 # gradient scaler leaves out while it looks for its scale are no steps, and are not seen here.
 _LEFT_OUT, _OF_STEPS = 6, 20
+# An alignment is there when the median of three measurements has been so high, and lost when three in a row are under
+# half of the highest: in healthy runs not one is.
+_ALIGNED, _IN_A_ROW = 0.5, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,12 @@ class Diagnosis:
         self._counts: dict[str, int] = {}
         self._norms: list[float] = []
         self._left_out: list[int] = []
+        self._attention: list[float] = []
+        self._best = 0.0
+
+    def regime_changed(self) -> None:
+        """What the host's losses and attention mean has changed: what was usual before is no measure any more."""
+        self._norms, self._attention, self._best = [], [], 0.0
 
     def look(self, observation: Observation, facts: BatchFacts | None, phase: TrainingPhase) -> list[Advice]:
         """Causes that this step shows and that were not named in the last 500 steps."""
@@ -71,6 +80,7 @@ class Diagnosis:
             self._exploding(observation.grad_norm, facts),
             self._rate(observation.update_ratio, phase),
             self._overflow(observation),
+            self._lost(observation),
         ):
             if advice is not None:
                 found.append(advice)
@@ -134,6 +144,21 @@ class Diagnosis:
             "logarithm of 0 in a loss of your own",
         )
 
+    def _lost(self, observation: Observation) -> Advice | None:
+        if observation.attention is None:
+            return None
+        now = observation.attention.attention_diag
+        self._attention = [*self._attention, now][-_IN_A_ROW:]
+        if len(self._attention) == _IN_A_ROW:
+            self._best = max(self._best, median(self._attention))
+        if self._best < _ALIGNED or max(self._attention) >= self._best / 2.0:
+            return None
+        return Advice(
+            "alignment lost",
+            f"the alignment is lost: attention_diag was {self._best:.2f} and is {now:.2f}, under half of that for "
+            f"{_IN_A_ROW} measurements. It is guided back; if data, texts or code have changed about here, look there",
+        )
+
     def _rate(self, ratio: float | None, phase: TrainingPhase) -> Advice | None:
         if ratio is None or not math.isfinite(ratio):
             return None
@@ -174,6 +199,8 @@ class Diagnosis:
             "counts": dict(self._counts),
             "norms": list(self._norms),
             "left_out": list(self._left_out),
+            "attention": list(self._attention),
+            "best": self._best,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -183,7 +210,9 @@ class Diagnosis:
         counts = {str(name): int(value) for name, value in state["counts"].items()}
         norms = [float(value) for value in state["norms"]]
         left_out = [int(step) for step in state.get("left_out", ())]
+        attention, best = [float(value) for value in state.get("attention", ())], float(state.get("best", 0.0))
         self._said, self._seen, self._counts, self._norms, self._left_out = said, seen, counts, norms, left_out
+        self._attention, self._best = attention, best
 
 
 def _list(names: tuple[str, ...], most: int = 4) -> str:

@@ -201,6 +201,7 @@ class BrainSession:
         if self._meeting is not None and self._meeting.untold(self.step):
             self._share(self._meeting, deciding=False)  # what was seen so far belongs to the old regime
         self.manager.regime_changed()
+        self._diagnosis.regime_changed()
         changed = [
             f"{name} {before.get(name)} → {value}" for name, value in regime.items() if before.get(name) != value
         ]
