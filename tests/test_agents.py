@@ -147,6 +147,42 @@ def test_a_rate_of_the_hosts_above_the_highest_is_eased_while_nothing_moves_and_
     assert {rate_wish(at_it, learning_rate=MAX_RATE) for _ in range(20)} == {1.0}
 
 
+def test_at_the_top_of_the_search_a_flat_loss_eases_the_rate_once_attention_forms_and_not_below_the_hosts() -> None:
+    learning = {"phase": TrainingPhase.ALIGNMENT_LEARNING, "attention_diag": 0.3, "learning_rate": 1e-3}
+    early = LearningRateAgent(2e-3)
+    before = [rate_wish(early, 2.0, phase=TrainingPhase.PRE_ALIGNMENT, learning_rate=1e-3) for _ in range(20)]
+    assert set(before) == {2.0}, "attention has not formed: the highest rate stays"
+    agent, multiplier, seen = LearningRateAgent(2e-3), 2.0, []
+    for _ in range(14):
+        multiplier = rate_wish(agent, multiplier, **learning)
+        seen.append(multiplier)
+    assert seen[4] == 2.0 and seen[5] == 1.4, "and is not raised again at once"
+    assert seen[6:11] == [1.4] * 5 and seen[11:] == [1.0] * 3
+
+
+def levels(agent: LearningRateAgent, *heights: float, z: float = 1.5) -> list[float]:
+    """Factors of a rate in refinement, a decision each, at these levels of the loss in noise widths."""
+    factors = []
+    for number, height in enumerate(heights):
+        loss = estimate(0.01 * z, level=1.0 + 0.1 * height, count=30 + 10 * number)
+        factors.append(rate_wish(agent, filtered={"loss": loss}, phase=TrainingPhase.REFINEMENT, attention_diag=0.6))
+    return factors
+
+
+def test_a_loss_that_jumps_up_and_stays_lowers_the_rate_once() -> None:
+    agent = LearningRateAgent()
+    assert levels(agent, 0.0, 3.0, 0.5, 3.0, 3.0) == [1.0, 1.0, 1.0, 1.0, 0.7], "one decision may be chance"
+    assert levels(agent, *[3.0] * 4) == [1.0] * 4, "it is on its way down"
+    assert min(levels(LearningRateAgent(), 0.0, 3.0, 3.0, z=-3.0)) >= 1.0, "it surely falls"
+    assert levels(LearningRateAgent(), 0.0, 1.9, 1.9) == [1.0] * 3
+
+
+def test_a_rate_under_which_the_loss_jumped_is_a_ceiling() -> None:
+    agent = LearningRateAgent(max_learning_rate=1.0)
+    levels(agent, 0.0, 3.0, 3.0)
+    assert rate_wish(agent, 0.7, loss_z=-5.0, phase=TrainingPhase.REFINEMENT) == 0.7
+
+
 def test_a_rate_far_too_low_is_doubled() -> None:
     """Weights that hardly change: the search would else take all of a short run."""
     assert rate_wish(LearningRateAgent(), update_ratio=1e-4) == pytest.approx(SEARCH)
@@ -158,8 +194,8 @@ def test_in_doubt_between_two_phases_the_move_is_half_as_large() -> None:
     assert 1.0 < doubt == pytest.approx(RAISE**0.75)
 
 
-def estimate(slope: float, slope_std: float = 0.01, count: int = 50) -> FilterReport:
-    return FilterReport(100, 1.0, 0.1, slope, slope_std, 0.1, 0.0, 0.0, False, count)
+def estimate(slope: float, slope_std: float = 0.01, count: int = 50, level: float = 1.0) -> FilterReport:
+    return FilterReport(100, level, 0.1, slope, slope_std, 0.1, 0.0, 0.0, False, count)
 
 
 def test_the_filters_slope_is_believed_before_the_windows() -> None:

@@ -159,7 +159,7 @@ def run_with_states(seed: int) -> tuple[list[Observation], dict[int, Any], dict[
 
 
 @settings(max_examples=6, deadline=None)
-@given(st.integers(0, 1), st.integers(0, 299))
+@given(st.integers(0, 2), st.integers(0, 299))
 def test_a_resume_at_any_cut_changes_no_decision(seed: int, cut: int) -> None:
     stream, decisions, states = run_with_states(seed)
     manager = make_manager()
@@ -170,7 +170,7 @@ def test_a_resume_at_any_cut_changes_no_decision(seed: int, cut: int) -> None:
 
 
 def test_the_eventful_run_holds_every_kind_of_decision() -> None:
-    seen = {d["verdict"] for seed in range(2) for d in run_with_states(seed)[1].values()}
+    seen = {d["verdict"] for seed in range(3) for d in run_with_states(seed)[1].values()}
     assert {"accept", "hold", "undo", "roll_back"} <= seen
 
 

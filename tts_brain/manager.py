@@ -42,7 +42,7 @@ from tts_brain.types import (
     Verdict,
 )
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
 # Steps in a row left out under finite losses. The guard has kept the weights, so that going back a few steps mends
 # nothing. Where it lasts, the weights are where no gradient is finite.

@@ -3,7 +3,8 @@
 The rate is the strongest lever on the loss (FACTS, pilot runs), and the fixed one is picked by luck. The agent is a
 search with undo: it raises by half, the monitor compares what follows with what came before, and a raise that hurt is
 taken back and remembered as a ceiling. While there is no alignment to lose, a higher rate is tried unless the loss
-rises (a range test, Smith 2017); later only while it surely falls.
+rises (a range test, Smith 2017); later only while it surely falls. A rate that proves too high later, as the loss jumps
+up and stays, or comes down no further, is a ceiling too.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ _UNSAFE = 0.2
 # rate does changes as the training goes on, and a verdict may have been wrong.
 _CEILING_SHARE, _CEILING_DECISIONS = 0.75, 15
 _PLATEAU_DECISIONS = 6
+# Noise widths of one loss by which its level may stand above the lowest of the newest decisions, and how often in a row
+# it must stand higher: chance does not do that (one decision in several hundred at half a width's error of the level).
+_STANDS_HIGH, _HIGH_DECISIONS, _NEWEST, _SETTLED = 2.0, 2, 20, 20
 # A plateau of so many decisions eases the rate, but after the first 50 of them only if 0.28 of all decisions (less
 # _YOUNG) have gone by since it was eased last: it falls about as the inverse square root of the steps, as the schedule
 # of Vaswani et al. (2017) does, and not to nothing in a long run whose loss always looks flat.
@@ -67,6 +71,8 @@ class LearningRateAgent:
         self._flat = 0
         self._decisions = 0
         self._eased_at = 0  # by the count of decisions
+        self._lowest = RecentLowest()
+        self._high = 0
 
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
         """One move of the rate, with the clip tightened while gradients spike."""
@@ -78,8 +84,11 @@ class LearningRateAgent:
         if context.phase.index > self._ceiling_phase or self._ceiling_age > _CEILING_DECISIONS:
             self._ceiling = math.inf
         self._flat = self._flat + 1 if abs(z) < 1.0 else 0
+        above = self._lowest.above(context.filtered.get("loss"))
+        self._high = self._high + 1 if above > _STANDS_HIGH else 0
         evidence = {
             "loss_z": round(z, 6),  # the last digits hang on the loss's unit, and no record of a decision may
+            "above_lowest": round(above, 3),
             "grad_spikes": context.grad_spikes,
             "rate": context.learning_rate * knobs[LEARNING_RATE],
             "update_ratio": context.update_ratio,
@@ -102,14 +111,37 @@ class LearningRateAgent:
         harm = _why_lower(context, z, knobs.get(GRAD_CLIP))
         if harm:
             return LOWER, f"{harm}: lower the rate"
+        if self._high >= _HIGH_DECISIONS and z > FALLS:
+            # Once per jump: the way back down takes longer than two decisions, and cut upon cut would end in nothing.
+            self._high = 0
+            self._lowest.forget()
+            self._forbid(rate, context)
+            return LOWER, f"the loss has jumped up by over {_STANDS_HIGH:.0f} noise widths and stays: lower the rate"
         searching = context.phase.index < TrainingPhase.REFINEMENT.index
-        # A search that has come to the highest rate stays there; a host that began above it may be why nothing moves.
-        if self._plateau() and (not searching or rate > self._max_rate * _TOLERANCE):
-            self._flat, self._eased_at = 0, self._decisions
-            return EASE, f"flat for {_PLATEAU_DECISIONS} decisions or more, and higher is no way out: ease the rate"
+        if self._plateau():
+            factor = self._ease(context, rate, multiplier)
+            if factor < 1.0:
+                self._flat, self._eased_at = 0, self._decisions
+                self._forbid(rate, context)
+                return factor, f"flat for {_PLATEAU_DECISIONS} decisions or more, higher is no way out: ease the rate"
         if z < FALLS or (searching and z < _LEVEL):
             return self._raise(context, rate, z)
         return 1.0, f"no clear direction (z {z:+.1f}): keep the rate"
+
+    def _ease(self, context: TrainingContext, rate: float, multiplier: float) -> float:
+        """Where the loss is flat: factor of the rate, 1 where a higher one is still to be tried."""
+        if context.phase.index >= TrainingPhase.REFINEMENT.index or rate > self._max_rate * _TOLERANCE:
+            return EASE  # also of a host that began above the highest: it may be why nothing moves
+        if context.phase is TrainingPhase.PRE_ALIGNMENT or rate < self._limit()[0] / _SMALLEST_RAISE:
+            return 1.0
+        # The search has come to the top, attention is forming, and the loss comes down no further: its noise is the
+        # rate's (full-size Tacotron2). Back, but not below where the host began, as no alignment is there yet.
+        return min(max(LOWER, 1.0 / multiplier), 1.0)
+
+    def _forbid(self, rate: float, context: TrainingContext) -> None:
+        """Keep under this rate for a while."""
+        self._ceiling = min(self._ceiling, rate) if math.isfinite(rate) else self._ceiling
+        self._ceiling_phase, self._ceiling_age = context.phase.index, 0
 
     def _plateau(self) -> bool:
         since = self._decisions - self._eased_at
@@ -134,7 +166,7 @@ class LearningRateAgent:
         """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on."""
         near = self._ceiling * _CEILING_SHARE
         if near < self._max_rate:
-            return near, f"the rate that hurt, {self._ceiling:.1e},"
+            return near, f"the rate that was too high, {self._ceiling:.1e},"
         return self._max_rate, "max_learning_rate"
 
     def _why_not_higher(self, context: TrainingContext, rate: float) -> str | None:
@@ -158,9 +190,7 @@ class LearningRateAgent:
             return
         old, new = moves[LEARNING_RATE]
         if new > old:
-            rate = context.learning_rate * new
-            self._ceiling = min(self._ceiling, rate if math.isfinite(rate) else math.inf)
-            self._ceiling_phase, self._ceiling_age = context.phase.index, 0
+            self._forbid(context.learning_rate * new, context)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -170,6 +200,8 @@ class LearningRateAgent:
             "flat": self._flat,
             "decisions": self._decisions,
             "eased_at": self._eased_at,
+            "high": self._high,
+            "lowest": self._lowest.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -179,6 +211,34 @@ class LearningRateAgent:
         self._flat = int(state["flat"])
         self._decisions = int(state["decisions"])
         self._eased_at = int(state["eased_at"])
+        self._high = int(state["high"])
+        self._lowest.load_state_dict(state["lowest"])
+
+
+class RecentLowest:
+    """The lowest filtered level of the loss at the newest decisions; it begins anew with the filter."""
+
+    def __init__(self) -> None:
+        self._levels: list[float] = []
+        self._count = 0
+
+    def above(self, loss: FilterReport | None) -> float:
+        """How far the loss now stands above it, in noise widths of one value, 0 or more; call once per decision."""
+        if loss is None or loss.count < _SETTLED or not loss.noise > 0.0:
+            return 0.0
+        kept = self._levels if loss.count >= self._count else []
+        self._levels, self._count = [*kept, loss.level][-_NEWEST:], loss.count
+        return (loss.level - min(self._levels)) / loss.noise
+
+    def forget(self) -> None:
+        """Begin anew, at the next level."""
+        self._levels = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"levels": list(self._levels), "count": self._count}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._levels, self._count = [float(level) for level in state["levels"]], int(state["count"])
 
 
 def _expected(forecast: Forecast, loss: FilterReport | None) -> dict[str, float]:
