@@ -55,7 +55,7 @@ class ContextAnalyzer:
         self._forecaster = TemporalForecaster() if forecasts else None
         self._series: dict[str, deque[tuple[int, float]]] = {}
         self._attention: AttentionReport | None = None
-        self._best_attention = 0.0
+        self.best_attention_diag = 0.0
         self._first_level: float | None = None
         self._scalars = {"learning_rate": _NAN, "update_ratio": _NAN, "text_length": _NAN}
         self._nonfinite_run = 0
@@ -125,7 +125,7 @@ class ContextAnalyzer:
             grad_norm_median=middle,
             nonfinite_run=self._nonfinite_run,
             nonfinite_losses=self._nonfinite_losses,
-            best_attention_diag=self._best_attention,
+            best_attention_diag=self.best_attention_diag,
             learning_rate=self._scalars["learning_rate"],
             update_ratio=self._scalars["update_ratio"],
             text_length=self._scalars["text_length"],
@@ -176,7 +176,7 @@ class ContextAnalyzer:
             self._attention = AttentionReport(*(_ATTENTION_MEMORY * a + (1 - _ATTENTION_MEMORY) * b for a, b in pairs))
         smooth = self._attention.attention_diag
         self._append("attention_diag", step, smooth)
-        self._best_attention = max(self._best_attention, smooth)
+        self.best_attention_diag = max(self.best_attention_diag, smooth)
         loss = self._trend(self._judged)
         if self._first_level is None and loss.count >= 4:
             self._first_level = loss.level
@@ -195,7 +195,7 @@ class ContextAnalyzer:
         return {
             "series": {name: [list(pair) for pair in values] for name, values in self._series.items()},
             "attention": None if self._attention is None else list(astuple(self._attention)),
-            "best_attention": self._best_attention,
+            "best_attention": self.best_attention_diag,
             "first_level": self._first_level,
             "scalars": dict(self._scalars),
             "nonfinite_run": self._nonfinite_run,
@@ -220,7 +220,7 @@ class ContextAnalyzer:
             for name, values in state["series"].items()
         }
         self._attention = None if attention is None else AttentionReport(*(float(v) for v in attention))
-        self._best_attention = float(state["best_attention"])
+        self.best_attention_diag = float(state["best_attention"])
         self._first_level = None if first_level is None else float(first_level)
         self._scalars = scalars
         self._nonfinite_run = int(state["nonfinite_run"])

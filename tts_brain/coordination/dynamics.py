@@ -166,10 +166,10 @@ def simulate(
     loss = _play(dynamics.loss, moves, gaps, normal[0])
     diverged = (loss > dynamics.divergence_limit).any(axis=0).mean(axis=1)
     lost = np.zeros(2)
-    alignment = dynamics.attention is not None and dynamics.best_attention_diag >= _ALIGNED
-    if dynamics.attention is not None and alignment:
+    course = dynamics.attention if dynamics.best_attention_diag >= _ALIGNED else None
+    if course is not None:
         half = dynamics.best_attention_diag / 2.0
-        attention = _play(dynamics.attention, moves, gaps, normal[1])
+        attention = _play(course, moves, gaps, normal[1])
         lost = (attention < math.log(half / (1.0 - half))).any(axis=0).mean(axis=1)
     gain = _in_noise_widths(loss[-1, 0] - loss[-1, 1], dynamics.loss.noise)
     worst = np.sort(gain)[: math.ceil(TAIL * draws)]
@@ -181,7 +181,7 @@ def simulate(
         divergence_held=float(diverged[0]),
         alignment_loss_held=float(lost[0]),
         draws=draws,
-        alignment=alignment,
+        alignment=course is not None,
     )
 
 

@@ -25,9 +25,8 @@ _AGAIN_AFTER = 500
 # Steps left out under finite losses, of the newest so many: what half precision that overflows looks like. Those that a
 # gradient scaler leaves out while it looks for its scale are no steps, and are not seen here.
 _LEFT_OUT, _OF_STEPS = 6, 20
-# An alignment is there when the median of three measurements has been so high, and lost when three in a row are under
-# half of the highest: in healthy runs not one is.
-_ALIGNED, _IN_A_ROW = 0.5, 3
+# An alignment that was as good as the first is lost when so many measurements in a row are under half of its best.
+_ALIGNED, _LOST_AFTER = 0.5, 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,21 +65,17 @@ class Diagnosis:
         self._counts: dict[str, int] = {}
         self._norms: list[float] = []
         self._left_out: list[int] = []
-        self._attention: list[float] = []
-        self._best = 0.0
 
-    def regime_changed(self) -> None:
-        """What the host's losses and attention mean has changed: what was usual before is no measure any more."""
-        self._norms, self._attention, self._best = [], [], 0.0
-
-    def look(self, observation: Observation, facts: BatchFacts | None, phase: TrainingPhase) -> list[Advice]:
+    def look(
+        self, observation: Observation, facts: BatchFacts | None, phase: TrainingPhase, best_attention_diag: float = 0.0
+    ) -> list[Advice]:
         """Causes that this step shows and that were not named in the last 500 steps."""
         found = [] if facts is None else self._data(facts)
         for advice in (
             self._exploding(observation.grad_norm, facts),
             self._rate(observation.update_ratio, phase),
             self._overflow(observation),
-            self._lost(observation),
+            self._lost(observation, best_attention_diag),
         ):
             if advice is not None:
                 found.append(advice)
@@ -144,19 +139,17 @@ class Diagnosis:
             "logarithm of 0 in a loss of your own",
         )
 
-    def _lost(self, observation: Observation) -> Advice | None:
+    def _lost(self, observation: Observation, best: float) -> Advice | None:
         if observation.attention is None:
             return None
         now = observation.attention.attention_diag
-        self._attention = [*self._attention, now][-_IN_A_ROW:]
-        if len(self._attention) == _IN_A_ROW:
-            self._best = max(self._best, median(self._attention))
-        if self._best < _ALIGNED or max(self._attention) >= self._best / 2.0:
+        if self._in_a_row("lost", best >= _ALIGNED and now < best / 2.0) < _LOST_AFTER:
             return None
         return Advice(
             "alignment lost",
-            f"the alignment is lost: attention_diag was {self._best:.2f} and is {now:.2f}, under half of that for "
-            f"{_IN_A_ROW} measurements. It is guided back; if data, texts or code have changed about here, look there",
+            f"the alignment is lost: attention_diag was {best:.2f} and is {now:.2f}, under half of that for "
+            f"{_LOST_AFTER} measurements or more. It is guided back; if data, texts or code have changed about here, "
+            "look there",
         )
 
     def _rate(self, ratio: float | None, phase: TrainingPhase) -> Advice | None:
@@ -199,8 +192,6 @@ class Diagnosis:
             "counts": dict(self._counts),
             "norms": list(self._norms),
             "left_out": list(self._left_out),
-            "attention": list(self._attention),
-            "best": self._best,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -210,9 +201,7 @@ class Diagnosis:
         counts = {str(name): int(value) for name, value in state["counts"].items()}
         norms = [float(value) for value in state["norms"]]
         left_out = [int(step) for step in state.get("left_out", ())]
-        attention, best = [float(value) for value in state.get("attention", ())], float(state.get("best", 0.0))
         self._said, self._seen, self._counts, self._norms, self._left_out = said, seen, counts, norms, left_out
-        self._attention, self._best = attention, best
 
 
 def _list(names: tuple[str, ...], most: int = 4) -> str:

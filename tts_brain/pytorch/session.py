@@ -201,7 +201,6 @@ class BrainSession:
         if self._meeting is not None and self._meeting.untold(self.step):
             self._share(self._meeting, deciding=False)  # what was seen so far belongs to the old regime
         self.manager.regime_changed()
-        self._diagnosis.regime_changed()
         changed = [
             f"{name} {before.get(name)} → {value}" for name, value in regime.items() if before.get(name) != value
         ]
@@ -301,7 +300,8 @@ class BrainSession:
         """Each rank looks at its own data; what it finds changes nothing, so they need not agree."""
         # A host that keeps the warnings of later ranks to itself lets errors through.
         level = logging.WARNING if self._ranks.first else logging.ERROR
-        for advice in self._diagnosis.look(observation, facts, self.manager.analyzer.phases.phase):
+        analyzer = self.manager.analyzer
+        for advice in self._diagnosis.look(observation, facts, analyzer.phases.phase, analyzer.best_attention_diag):
             log.log(level, "[brain] step %d: %s", self.step, advice.message)
             self._chronicle.event(self.step, "advice", advice.message, cause=advice.cause)
 
