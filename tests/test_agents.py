@@ -150,6 +150,16 @@ def test_a_rate_of_the_hosts_above_the_highest_is_eased_while_nothing_moves_and_
     assert {rate_wish(at_it, learning_rate=MAX_RATE) for _ in range(20)} == {1.0}
 
 
+def test_the_hosts_rate_is_called_too_high_or_too_low_where_the_loss_shows_it() -> None:
+    agent = LearningRateAgent(5e-3)
+    said = [agent.propose(context(learning_rate=1e-2), {LEARNING_RATE: 1.0}).reason for _ in range(9)]
+    assert "the rate 1.0e-02 is too high" in said[5] and not any("too high" in reason for reason in said[:5])
+    for host, multiplier, too_low in ((1e-4, 50.0, True), (1e-3, 5.0, False)):
+        seen = context(learning_rate=host, loss_z=-5.0)
+        reason = LearningRateAgent(5e-3).propose(seen, {LEARNING_RATE: multiplier}).reason
+        assert "as high as max_learning_rate" in reason and ("too low" in reason) is too_low
+
+
 def test_at_the_top_of_the_search_a_flat_loss_eases_the_rate_once_attention_forms_and_not_below_the_hosts() -> None:
     learning = {"phase": TrainingPhase.ALIGNMENT_LEARNING, "attention_diag": 0.3, "learning_rate": 1e-3}
     early = LearningRateAgent(2e-3)
@@ -384,6 +394,15 @@ def test_the_weakest_side_is_named() -> None:
     agent = GuidedAttentionAgent(DynamicAttentionSupervisor(4.5))
     seen = context(attention=report(0.2, diagonality=0.9, focus=0.8, coverage=0.2))
     assert "weakest side: coverage" in agent.propose(seen, start_knobs()).reason
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"),
+    [(0.0, "is off"), (0.025, "too weak"), (0.25, "too weak"), (1.0, ""), (4.5, ""), (20.0, "too strong")],
+)
+def test_a_guided_weight_far_outside_the_law_is_called_so(weight: float, said: str) -> None:
+    reason = GuidedAttentionAgent(DynamicAttentionSupervisor()).propose(context(), {GUIDED_WEIGHT: weight}).reason
+    assert [word for word in ("is off", "too weak", "too strong") if word in reason] == ([said] if said else [])
 
 
 def test_without_a_measurement_the_guide_stays() -> None:

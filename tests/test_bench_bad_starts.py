@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from simulated_run import context
 
 pytest.importorskip("espnet2")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -25,8 +26,10 @@ from bench.figures import rescued
 from bench.host import Training
 from bench.setting import Setting
 from bench.told import CAUSES, named, told
+from tts_brain.agents import GuidedAttentionAgent, LearningRateAgent
+from tts_brain.attention.supervisor import DynamicAttentionSupervisor
 from tts_brain.feedback.diagnosis import BatchFacts, Diagnosis
-from tts_brain.types import Observation, TrainingPhase
+from tts_brain.types import GUIDED_WEIGHT, LEARNING_RATE, Observation, TrainingPhase
 
 SETTING = Setting(steps=4, batch_size=6, held_out=2, evaluate_every=4, speak_every=100, speak_clips=1)
 TOKENS = ["<blank>", "<unk>", *"abcdefgh", "<sos/eos>"]
@@ -301,6 +304,9 @@ def test_what_does_not(text: str) -> None:
         {"update_ratio": 1e-5},
         {"clips": 2},
         {"silence": 0.5},
+        {"end": 0.7},
+        {"end": 0.01},
+        {"tail": 0.3},
     ],
     ids=str,
 )
@@ -310,12 +316,40 @@ def test_what_the_brain_says_of_data_and_rate_names_its_cause(bad: dict[str, Any
         now = {"losses": {"total": 1.0}, "grad_norm": 1.0, "update_ratio": 2e-3, **(bad if step > 30 else {})}
         clips, silence = now.pop("clips", 16), now.pop("silence", 0.0)
         not_finite = () if math.isfinite(now["losses"]["total"]) else names
-        facts = BatchFacts(clips, names, not_finite, silence)
+        facts = BatchFacts(clips, names, not_finite, silence, now.pop("end", 1.0), now.pop("tail", 0.0))
         found = diagnosis.look(Observation(step, **now), facts, TrainingPhase.PRE_ALIGNMENT)
         if found:
             break
     (advice,) = found
     assert named(reason(advice.message)) == {advice.cause}
+
+
+@pytest.mark.parametrize(
+    ("weight", "cause"),
+    [(0.0, "guidance off"), (0.03, "guidance too weak"), (20.0, "guidance too strong"), (3.0, None)],
+    [(0.0, "guidance off"), (0.03, "guidance too weak"), (20.0, "guidance too strong"), (3.0, None)],
+)
+def test_what_the_guided_agent_says_of_a_weight_far_off_names_its_cause(weight: float, cause: str | None) -> None:
+    agent = GuidedAttentionAgent(DynamicAttentionSupervisor())
+    said = agent.propose(context(attention_diag=0.03), {GUIDED_WEIGHT: weight}).reason
+    assert named(reason(said)) == ({cause} if cause else frozenset())
+
+
+@pytest.mark.parametrize(
+    ("host", "multiplier", "loss_z", "cause"),
+    [
+        (1e-4, 50.0, -5.0, "rate too low"),
+        (1e-3, 5.0, -5.0, None),
+        (2e-2, 1.0, 0.0, "rate too high"),
+        (5e-3, 1.0, 0.0, None),
+    ],
+)
+def test_what_the_rate_agent_says_of_the_hosts_rate_names_its_cause(
+    host: float, multiplier: float, loss_z: float, cause: str | None
+) -> None:
+    agent, seen = LearningRateAgent(5e-3), context(learning_rate=host, loss_z=loss_z)
+    said = [agent.propose(seen, {LEARNING_RATE: multiplier}).reason for _ in range(6)][-1]
+    assert named(reason(said)) == ({cause} if cause else frozenset())
 
 
 def test_a_combination_is_told_when_both_causes_are(tmp_path: Path) -> None:

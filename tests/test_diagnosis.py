@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tts_brain.feedback.diagnosis import BatchFacts, Diagnosis
-from tts_brain.pytorch.audio import edge_silence
+from tts_brain.pytorch.audio import alike_tail, edge_silence, end_labelled_at, look_at_some
 from tts_brain.types import AttentionReport, Observation, TrainingPhase
 
 GOOD = BatchFacts(16, ("a", "b"), (), 0.05)
@@ -94,6 +94,33 @@ def test_small_batches_silence_and_rates_need_to_last() -> None:
     assert causes(at={s: {"update_ratio": 0.2} for s in range(1, 60, 2)}) == []
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"end_labelled_at": 1.0}, None),
+        ({"end_labelled_at": 0.95}, None),  # a clip of 20 decoder steps with two labels
+        ({"end_labelled_at": 0.7}, "too early: they say that a clip ends after 70% of it"),
+        ({"end_labelled_at": 0.01}, "inverted"),
+        ({"end_labelled_at": 1.0, "alike_tail": 0.2}, "too late: the last 20% of the frames"),
+        ({"end_labelled_at": None, "alike_tail": 0.0}, None),
+    ],
+)
+def test_stop_labels_in_the_wrong_place_are_told(facts: dict[str, Any], said: str | None) -> None:
+    diagnosis = Diagnosis()
+    found = [
+        advice
+        for step in range(1, 60)
+        for advice in diagnosis.look(Observation(step, {"total": 1.0}), BatchFacts(16, **facts), PRE)
+    ]
+    assert [advice.cause for advice in found] == (["stop token"] if said else [])
+    assert said is None or said in found[0].message
+
+
+def test_two_batches_of_a_step_are_put_together() -> None:
+    both = BatchFacts(8, ("a",), (), 0.1, None, 0.3).and_then(BatchFacts(4, ("b",), ("b",), None, 0.9))
+    assert both == BatchFacts(12, ("a", "b"), ("b",), 0.1, 0.9, 0.3)
+
+
 @given(
     st.lists(
         st.tuples(
@@ -149,3 +176,31 @@ def test_a_pause_in_the_middle_is_no_edge_and_a_flat_clip_no_silence() -> None:
     assert edge_silence(paused[None], torch.tensor([110])) < 0.02
     assert edge_silence(torch.zeros(1, 50, 20), torch.tensor([50])) == 0.0
     assert edge_silence(torch.zeros(0, 50, 20), torch.zeros(0)) == 0.0
+
+
+def test_where_the_labels_say_the_end_and_how_much_of_the_tail_is_one_frame() -> None:
+    labels, lengths = torch.zeros(3, 50), torch.tensor([50, 40, 20])
+    assert end_labelled_at(labels, lengths) is None
+    for clip, length in enumerate(lengths.tolist()):
+        labels[clip, length - 1 :] = 1.0
+    assert end_labelled_at(labels, lengths) == 1.0
+    labels[0, 9] = 1.0
+    assert end_labelled_at(labels[:1], lengths[:1]) == pytest.approx(0.2)
+    assert end_labelled_at(1.0 - torch.eye(50)[-1:], lengths[:1]) == pytest.approx(0.02)
+
+    mel = torch.randn(2, 50, 20, generator=torch.Generator().manual_seed(0))
+    assert alike_tail(mel, torch.tensor([50, 40])) == 0.0
+    mel[1, 40:] = 0.0
+    assert alike_tail(mel, torch.tensor([50, 50])) == pytest.approx(0.5 * 9 / 50)
+    assert alike_tail(torch.zeros(1, 50, 20), torch.tensor([50])) == pytest.approx(49 / 50)
+    assert alike_tail(mel, torch.tensor([1, 0])) == 0.0
+
+
+@given(st.integers(1, 9), st.integers(1, 30))
+def test_a_few_clips_are_looked_at_whatever_the_batch(clips: int, frames: int) -> None:
+    mel, lengths = torch.randn(clips, frames, 5), torch.full((clips,), frames)
+    labels = torch.zeros(clips, frames)
+    labels[:, -1] = 1.0
+    seen = BatchFacts(clips, **look_at_some(mel, lengths, labels, lengths))
+    assert seen.end_labelled_at == 1.0 and seen.alike_tail == 0.0 and 0.0 <= seen.edge_silence <= 1.0
+    assert look_at_some(mel, lengths, None, None)["end_labelled_at"] is None

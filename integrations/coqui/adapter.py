@@ -21,7 +21,7 @@ from TTS.tts.layers.losses import TacotronLoss
 
 from tts_brain.config import BrainConfig
 from tts_brain.feedback.diagnosis import BatchFacts
-from tts_brain.pytorch.audio import edge_silence
+from tts_brain.pytorch.audio import look_at_some
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import (
@@ -40,7 +40,6 @@ log = logging.getLogger("tts_brain")
 
 _CHECKPOINT = re.compile(r"(?:checkpoint|best_model)_(\d+)\.pth")
 _SIDECAR = re.compile(r"state_(\d+)\.safetensors")
-_FEW = 4  # clips whose ends are looked at
 _STOP_KNOBS = {GATE_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA}
 
 
@@ -203,8 +202,9 @@ class CoquiAdapter:
             known = names or tuple(f"clip {n} of the batch" for n in range(len(features)))
             bad = tuple(name for name, good in zip(known, finite, strict=True) if not good)
         measured = (self.session.step + 1) % self.session.config.attention_every == 0 and not bad
-        silence = edge_silence(features[:_FEW], lengths[:_FEW]) if measured else None
-        return BatchFacts(len(features), names, bad, silence)
+        some = look_at_some(features, lengths, batch.get("stop_targets"), lengths) if measured else {}
+        rates = tuple((batch["token_id_lengths"] / lengths).tolist())
+        return BatchFacts(len(features), names, bad, text_rates=rates, **some)
 
     def _show_dashboard(self, step: int, values: Mapping[str, float]) -> None:
         self._trainer.dashboard_logger.add_scalars("brain", dict(values), self._trainer.total_steps_done)

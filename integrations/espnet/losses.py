@@ -23,12 +23,10 @@ from tts_brain.attention.guide import guided_loss, guided_places, tokens_at_once
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
-from tts_brain.pytorch.audio import edge_silence
+from tts_brain.pytorch.audio import look_at_some
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import FORWARD_SUM_OFF, FORWARD_SUM_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT
-
-_FEW = 4  # clips whose ends are looked at
 
 
 def host_sigma(tts: Tacotron2) -> float:
@@ -62,6 +60,7 @@ class LossTap:
         # Of the class: what somebody else has put in front of it may take (*args, **kwargs).
         self._signature = signature(type(tts).forward.__get__(tts))
         self._tokens = 1.0
+        self._text_rates: tuple[float, ...] = ()
         self._measured = False
         self._attention: Tensor | None = None
         self._mel: tuple[Tensor, Tensor] | None = None
@@ -115,8 +114,11 @@ class LossTap:
         tokens = inputs["text_lengths"] + 1
         frames = torch.div(inputs["feats_lengths"], self._tts.reduction_factor, rounding_mode="floor")
         # A wait for the device, where the host's forward waits for it next: it reads each length by itself.
-        self._tokens = tokens_per_utterance(tokens, frames)
-        self.text_length = float(tokens.double().mean())
+        text, mel = torch.stack([inputs["text_lengths"].long(), inputs["feats_lengths"].long()]).cpu()
+        steps = torch.div(mel, self._tts.reduction_factor, rounding_mode="floor")
+        self._tokens = tokens_per_utterance(text + 1, steps)
+        self.text_length = float((text + 1).double().mean())
+        self._text_rates = tuple((text / mel).tolist())
         return tokens, frames
 
     def _after(self, loss: Tensor, knobs: Mapping[str, float], tokens: Tensor, frames: Tensor) -> Tensor:
@@ -175,11 +177,10 @@ class LossTap:
         if not all(math.isfinite(value) for value in self.raw.values()):
             finite = torch.isfinite(features).flatten(1).all(1).tolist()
             bad = tuple(name for name, good in zip(names, finite, strict=True) if not good)
-        silence = None
-        if self._measured and not bad:
-            silence = edge_silence(features[:_FEW], lengths[:_FEW])
-        self._measured = False
-        return BatchFacts(len(features), self.names, bad, silence)
+        measured, self._measured = self._measured and not bad, False
+        *_, labels, label_lengths = self._loss_inputs
+        some = look_at_some(features, lengths, labels, label_lengths) if measured else {}
+        return BatchFacts(len(features), self.names, bad, text_rates=self._text_rates, **some)
 
     def _stop_counts(self, *, graph: bool) -> Counts:
         """True positives, false positives, false negatives over the valid frames."""

@@ -17,6 +17,7 @@ from tts_brain.types import (
 )
 
 _SMALL_CHANCE = 0.05
+_FAR = 2.0
 
 
 def _feared(context: TrainingContext, report: AttentionReport) -> tuple[float, str]:
@@ -66,11 +67,22 @@ class GuidedAttentionAgent:
         weakest = min(sides, key=lambda side: sides[side])
         reason = (
             f"attention_diag {report.attention_diag:.2f} (weakest side: {weakest}): "
-            f"guided weight toward {targets[GUIDED_WEIGHT]:.2f}, width toward {targets[GUIDED_SIGMA]:.2f}, "
+            f"guided weight {self._far_off(knobs.get(GUIDED_WEIGHT))}toward {targets[GUIDED_WEIGHT]:.2f}, "
+            f"width toward {targets[GUIDED_SIGMA]:.2f}, "
             f"forward-sum toward {targets[FORWARD_SUM_WEIGHT]:.3f}{fear}"
         )
         evidence = {**sides, "attention_diag": report.attention_diag, "feared": feared, "rate": rate}
         return Proposal(self.name, moves, reason, evidence)
+
+    def _far_off(self, weight: float | None) -> str:
+        """What to say of a weight that lies far outside of all that the law ever asks for; else nothing."""
+        if weight is None:
+            return ""
+        if weight == 0.0:
+            return "is off: "
+        if weight < self._supervisor.weight(1.0) / _FAR:
+            return f"{weight:.3g} is too weak: "
+        return f"{weight:.3g} is too strong: " if weight > self._supervisor.weight(0.0) * _FAR else ""
 
     def learn(self, moves: Mapping[str, tuple[float, float]], context: TrainingContext, *, kept: bool) -> None:
         """The law has no memory."""

@@ -32,6 +32,8 @@ LOWER = 0.7
 EASE = 0.85
 _SMALLEST_RAISE = 1.1
 _TOLERANCE = 1.05
+# So many times the host's rate, and the loss bears it: the host's is said to be too low.
+_FAR_OVER = 8.0
 TIGHT_CLIP = 3.0
 _LEVEL = 1.0
 _SPIKY = 0.15
@@ -124,7 +126,10 @@ class LearningRateAgent:
             if factor < 1.0:
                 self._flat, self._eased_at = 0, self._decisions
                 self._forbid(rate, context)
-                return factor, f"flat for {_PLATEAU_DECISIONS} decisions or more, higher is no way out: ease the rate"
+                flat = f"flat for {_PLATEAU_DECISIONS} decisions or more"
+                if rate > self._max_rate * _TOLERANCE:
+                    return factor, f"{flat}, and the rate {rate:.1e} is too high for a higher one to help: ease it"
+                return factor, f"{flat}, higher is no way out: ease the rate"
         if z < FALLS or (searching and z < _LEVEL):
             return self._raise(context, rate, z)
         return 1.0, f"no clear direction (z {z:+.1f}): keep the rate"
@@ -158,7 +163,10 @@ class LearningRateAgent:
         wish = (SEARCH if timid else RAISE) ** (0.5 + 0.5 * context.certainty)
         factor = min(wish, limit / rate)
         if factor < _SMALLEST_RAISE:
-            return 1.0, f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
+            high = f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
+            if rate > _FAR_OVER * context.learning_rate:
+                high += f"; the host's own rate, {context.learning_rate:.1e} now, is too low"
+            return 1.0, high
         why = f"the loss falls steadily (z {z:+.1f})" if z < FALLS else f"the loss does not rise (z {z:+.1f})"
         also = f", weights change by {context.update_ratio:.2%} a step only" if timid else ", gradients calm"
         return factor, f"{why}{also}: try a higher rate"

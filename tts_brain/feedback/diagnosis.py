@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from tts_brain.feedback.transcripts import SpeakingRates
 from tts_brain.types import Observation, TrainingPhase
 
 # Healthy training changes the weights by about a thousandth per step (Karpathy's rule of thumb for |Δw| / |w|).
@@ -19,6 +20,8 @@ _EXPLODING = 30.0  # times the median gradient norm
 _NORMS_NEEDED, _NORMS_KEPT = 10, 20
 _FEWEST_CLIPS = 8.0
 _SILENCE_SHARE = 0.2
+# Labels say the end before so much of a clip: too early, or inverted. So much of it is one frame repeated: too late.
+_EARLY, _INVERTED, _ALIKE = 0.9, 0.1, 0.05
 _SURE_AFTER = 20  # measurements
 _MEMORY = 0.9
 _AGAIN_AFTER = 500
@@ -39,13 +42,31 @@ class BatchFacts:
         not_finite: ids (or places in the batch) of those whose features hold a NaN or infinity; looked for only when
             the loss was not finite.
         edge_silence: share of the frames that are silence at the two ends, mean over a few clips; None when not
-            measured.
+            measured, as the two below.
+        end_labelled_at: where the stop token's labels say that a clip ends; 1 is its last frame.
+        alike_tail: share of the frames, at the end, that are one and the same.
+        text_rates: tokens per mel frame of each clip.
     """
 
     clips: int
     names: tuple[str, ...] = ()
     not_finite: tuple[str, ...] = ()
     edge_silence: float | None = None
+    end_labelled_at: float | None = None
+    alike_tail: float | None = None
+    text_rates: tuple[float, ...] = ()
+
+    def and_then(self, later: BatchFacts) -> BatchFacts:
+        """Both batches of one step; what was measured on both counts as it is in the later one."""
+        return BatchFacts(
+            self.clips + later.clips,
+            self.names + later.names,
+            self.not_finite + later.not_finite,
+            _newer(self.edge_silence, later.edge_silence),
+            _newer(self.end_labelled_at, later.end_labelled_at),
+            _newer(self.alike_tail, later.alike_tail),
+            self.text_rates + later.text_rates,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +86,7 @@ class Diagnosis:
         self._counts: dict[str, int] = {}
         self._norms: list[float] = []
         self._left_out: list[int] = []
+        self._rates = SpeakingRates()
 
     def look(
         self, observation: Observation, facts: BatchFacts | None, phase: TrainingPhase, best_attention_diag: float = 0.0
@@ -109,7 +131,36 @@ class Diagnosis:
                     "attention has nothing to follow. Trim the clips",
                 )
             )
-        return found
+        return found + self._stop_labels(facts) + self._transcripts(facts)
+
+    def _transcripts(self, facts: BatchFacts) -> list[Advice]:
+        self._rates.add(facts.names, facts.text_rates)
+        if not self._rates.suspicious:
+            return []
+        return [
+            Advice(
+                "wrong transcripts",
+                f"{self._rates.share:.1%} of the clips have far more or less text than is spoken in their time: these "
+                f"transcripts look wrong. Listen to {_list(self._rates.farthest, 8)}",
+            )
+        ]
+
+    def _stop_labels(self, facts: BatchFacts) -> list[Advice]:
+        labelled = None if facts.end_labelled_at is None else self._mean("end labelled", facts.end_labelled_at)
+        alike = None if facts.alike_tail is None else self._mean("alike tail", facts.alike_tail)
+        wrong = None
+        if labelled is not None and labelled < _INVERTED:
+            wrong = "inverted: the first frames are labelled as the end"
+        elif labelled is not None and labelled < _EARLY:
+            wrong = f"too early: they say that a clip ends after {labelled:.0%} of it"
+        elif alike is not None and alike > _ALIKE:
+            wrong = (
+                f"too late: the last {alike:.0%} of the frames are one and the same, padding or digital silence, and "
+                "count as speech"
+            )
+        if wrong is None:
+            return []
+        return [Advice("stop token", f"the stop labels are {wrong}. Look at how targets and lengths are made")]
 
     def _exploding(self, norm: float | None, facts: BatchFacts | None) -> Advice | None:
         if norm is None or not math.isfinite(norm):
@@ -192,6 +243,7 @@ class Diagnosis:
             "counts": dict(self._counts),
             "norms": list(self._norms),
             "left_out": list(self._left_out),
+            "rates": self._rates.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -201,7 +253,13 @@ class Diagnosis:
         counts = {str(name): int(value) for name, value in state["counts"].items()}
         norms = [float(value) for value in state["norms"]]
         left_out = [int(step) for step in state.get("left_out", ())]
+        if "rates" in state:
+            self._rates.load_state_dict(state["rates"])
         self._said, self._seen, self._counts, self._norms, self._left_out = said, seen, counts, norms, left_out
+
+
+def _newer(before: float | None, later: float | None) -> float | None:
+    return before if later is None else later
 
 
 def _list(names: tuple[str, ...], most: int = 4) -> str:

@@ -1,12 +1,33 @@
-"""What a few clips' mel spectrograms say of the recordings."""
+"""What a few clips of a batch say of the recordings and of where the stop token is told to fire."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _QUIET, _LOUD = 0.05, 0.95
 _THRESHOLD = 0.25
+_FEW = 4
+
+
+def look_at_some(mel: Tensor, lengths: Tensor, labels: Tensor | None, label_lengths: Tensor | None) -> dict[str, Any]:
+    """What ``BatchFacts`` says of a few clips of a batch, evenly spread, as hosts sort by length.
+
+    Args:
+        mel, lengths: (B, T, mels) and (B,).
+        labels, label_lengths: (B, T') 1 where the stop token is told to fire, and (B,); None without a stop token.
+    """
+    rows = torch.linspace(0, len(mel) - 1, min(_FEW, len(mel))).round().long().tolist()
+    some, valid = mel[rows], lengths[rows]
+    return {
+        "edge_silence": edge_silence(some, valid),
+        "alike_tail": alike_tail(some, valid),
+        "end_labelled_at": None
+        if labels is None or label_lengths is None
+        else end_labelled_at(labels[rows], label_lengths[rows]),
+    }
 
 
 def edge_silence(mel: Tensor, lengths: Tensor) -> float:
@@ -30,3 +51,40 @@ def edge_silence(mel: Tensor, lengths: Tensor) -> float:
         inner = int(sound[-1]) - int(sound[0]) + 1
         shares.append(1.0 - inner / len(level))
     return sum(shares) / len(shares) if shares else 0.0
+
+
+def alike_tail(mel: Tensor, lengths: Tensor) -> float:
+    """Share of the frames, at the end of a clip, that are one and the same to the last bit; mean over clips.
+
+    No recording ends so: it is padding that counts as speech, or digital silence. Waits for the device.
+
+    Args:
+        mel: (B, T, mels), in any scale.
+        lengths: (B,) valid frames.
+    """
+    shares = []
+    for clip, length in zip(mel.detach().cpu(), lengths.tolist(), strict=True):
+        frames = clip[: int(length)]
+        if len(frames) < 2:
+            continue
+        differs = (frames != frames[-1]).any(1).nonzero()
+        last = int(differs[-1]) if len(differs) else -1
+        shares.append((len(frames) - 2 - last) / len(frames))  # the last frame itself is no repetition
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def end_labelled_at(labels: Tensor, lengths: Tensor) -> float | None:
+    """Where in a clip the first label says that it ends, in (0, 1], mean over clips; None where none says so.
+
+    1 is the last frame, as it should be. Waits for the device.
+
+    Args:
+        labels: (B, T) 1 where the clip ends, else 0.
+        lengths: (B,) valid frames, or decoder steps.
+    """
+    places = []
+    for clip, length in zip(labels.detach().cpu(), lengths.tolist(), strict=True):
+        ends = (clip[: int(length)] > 0.5).nonzero()
+        if len(ends):
+            places.append((int(ends[0]) + 1) / int(length))
+    return sum(places) / len(places) if places else None

@@ -175,13 +175,7 @@ class BrainSession:
         """Show what the data of one batch are like; several of one step are put together."""
         before = self._under_way.facts
         if before is not None:
-            silence = before.edge_silence if facts.edge_silence is None else facts.edge_silence
-            facts = BatchFacts(
-                before.clips + facts.clips,
-                before.names + facts.names,
-                before.not_finite + facts.not_finite,
-                silence,
-            )
+            facts = before.and_then(facts)
         self._under_way.facts = facts
 
     def see_stop_token(self, true_positive: Tensor, false_positive: Tensor, false_negative: Tensor) -> None:
