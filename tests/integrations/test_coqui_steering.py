@@ -331,6 +331,20 @@ def finished(corpus: Path, module_folder: Path) -> Any:
     return run(make_config(corpus, module_folder / "finished", brain=quick()), steps=4)
 
 
+def test_what_the_data_are_like_is_seen(corpus: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(corpus, tmp_path, brain=quick("observe")), steps=2)
+    session, seen = trainer.brain.session, []
+    look = session.see_batch
+    session.see_batch = lambda facts: (seen.append(facts), look(facts))
+    trainer._fit()
+    assert len(seen) == 2
+    for facts in seen:
+        assert facts.end_labelled_at == 1.0, "the host labels the last frame"
+        assert 0.0 <= facts.alike_tail <= 1.0 and 0.0 <= facts.edge_silence <= 1.0
+        assert len(facts.text_rates) == len(facts.names) == facts.clips
+        assert all(0.05 < rate < 1.0 for rate in facts.text_rates), "phonemes a frame of 12 ms"
+
+
 def test_decisions_reach_the_taps(finished: Any) -> None:
     last = records(finished, "decision")[-1]
     session = finished.brain.session

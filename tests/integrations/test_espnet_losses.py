@@ -236,3 +236,17 @@ def test_a_nan_batch_is_kept_as_nan(bench: Bench) -> None:
     bench.batch["feats"][0, 3] = float("nan")
     bench.forward()
     assert bench.tap.raw["mel"] != bench.tap.raw["mel"]
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_what_the_data_are_like_is_seen(inverted: bool, tmp_path: Path) -> None:
+    bench, seen = Bench(tmp_path, mode="observe"), []
+    bench.session.see_batch = seen.append
+    bench.tap.names = ("a", "b", "c")
+    if inverted:
+        bench.tts.taco2_loss.register_forward_pre_hook(lambda _, given: (*given[:4], 1.0 - given[4], given[5]))
+    bench.forward()
+    (facts,) = seen
+    assert (facts.clips, facts.names, facts.alike_tail) == (3, ("a", "b", "c"), 0.0)
+    assert facts.end_labelled_at < 0.2 if inverted else facts.end_labelled_at == 1.0
+    assert facts.text_rates == pytest.approx((LENGTHS[0] / LENGTHS[1]).tolist())
