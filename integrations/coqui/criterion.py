@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -17,12 +18,11 @@ from torch import Tensor
 from TTS.tts.layers.losses import GuidedAttentionLoss, TacotronLoss
 from TTS.tts.utils.helpers import sequence_mask
 
-from tts_brain.attention.forward_sum import forward_sum
-from tts_brain.attention.guide import guided_loss, guided_places, tokens_at_once
+from tts_brain.attention.guide import guided_places
+from tts_brain.attention.terms import HostGuide, with_attention_terms
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
 from tts_brain.pytorch.session import BrainSession
-from tts_brain.types import FORWARD_SUM_OFF, FORWARD_SUM_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT
 
 # The host's spectrogram terms and the attributes that weigh them. The decoder's SSIM is weighed by the postnet's
 # alpha upstream (a slip, kept: we must scale what the host adds).
@@ -113,31 +113,15 @@ class CriterionTap:
         self, losses: dict[str, Tensor], inputs: Mapping[str, Any], knobs: Mapping[str, float], counts: Counts | None
     ) -> Tensor:
         """The host's loss plus what each knob changes of it."""
-        loss = losses["loss"]
         # Coqui has a guided loss only for ga_alpha > 0; a run without one gets it from us.
         hosts = self._criterion.ga_alpha * losses["ga_loss"] if "ga_loss" in losses else None
-        attention, frames, tokens = inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"]
-        places = self._places(inputs)
-        guided = self._guided_weight(knobs, hosts)
-        if guided is not None:
-            sigma = knobs.get(GUIDED_SIGMA, self._host_sigma)
-            ours = guided * guided_loss(attention, frames, tokens, places, sigma)
-            loss = loss + (ours if hosts is None else ours - hosts)
-        weight = knobs.get(FORWARD_SUM_WEIGHT, FORWARD_SUM_OFF)
-        if weight > FORWARD_SUM_OFF:
-            path = forward_sum(attention, frames, tokens, tokens_at_once(places, frames, tokens))
-            loss = loss + weight * path.mean()
+        guide = HostGuide(hosts, self._criterion.ga_alpha / self.tokens, self._host_sigma)
+        attention = inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"]
+        loss = with_attention_terms(losses["loss"], knobs, *attention, partial(self._places, inputs), guide)
         mel = [losses[n] * getattr(self._criterion, alpha) for n, alpha in _MEL_TERMS.items() if n in losses]
         gate = None if counts is None else losses["stopnet_loss"]
         added = added_by_knobs(knobs, torch.stack(mel).sum(), gate, counts, self._tversky_weight)
         return loss if added is None else loss + added
-
-    def _guided_weight(self, knobs: Mapping[str, float], hosts: Tensor | None) -> float | None:
-        """Of our guide, normalised; None where the host's own stays."""
-        turned = knobs.get(GUIDED_SIGMA, self._host_sigma) != self._host_sigma
-        if GUIDED_WEIGHT not in knobs and hosts is not None and turned:
-            return self._criterion.ga_alpha / self.tokens
-        return knobs.get(GUIDED_WEIGHT)
 
     def _places(self, inputs: Mapping[str, Any]) -> Tensor:
         """Where our guide has each decoder step look."""

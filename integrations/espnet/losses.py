@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -18,15 +19,14 @@ from espnet.nets.pytorch_backend.e2e_tts_tacotron2 import GuidedAttentionLoss
 from espnet2.tts.tacotron2 import Tacotron2
 from torch import Tensor
 
-from tts_brain.attention.forward_sum import forward_sum
-from tts_brain.attention.guide import guided_loss, guided_places, tokens_at_once
+from tts_brain.attention.guide import guided_places
+from tts_brain.attention.terms import HostGuide, with_attention_terms
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
 from tts_brain.pytorch.audio import look_at_some
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.session import BrainSession
-from tts_brain.types import FORWARD_SUM_OFF, FORWARD_SUM_WEIGHT, GUIDED_SIGMA, GUIDED_WEIGHT
 
 
 def host_sigma(tts: Tacotron2) -> float:
@@ -134,25 +134,15 @@ class LossTap:
         self._session.see_stop_token(*counts)
         if not knobs:
             return loss
-        places = self._places(frames)
-        guided = self._guided_weight(knobs)
-        if guided is not None:
-            sigma = knobs.get(GUIDED_SIGMA, self._host_sigma)
-            ours = guided * guided_loss(self._attention, frames, tokens, places, sigma)
-            loss = loss + ours if self._guided_loss is None else loss + (ours - self._guided_loss)
-        weight = knobs.get(FORWARD_SUM_WEIGHT, FORWARD_SUM_OFF)
-        if weight > FORWARD_SUM_OFF:
-            path = forward_sum(self._attention, frames, tokens, tokens_at_once(places, frames, tokens))
-            loss = loss + weight * path.mean()
+        hosts = HostGuide(self._guided_loss, self._host_weight(), self._host_sigma)
+        places = partial(self._places, frames)
+        loss = with_attention_terms(loss, knobs, self._attention, frames, tokens, places, hosts)
         added = added_by_knobs(knobs, mel, gate, counts, self._tversky_weight)
         return loss if added is None else loss + added
 
-    def _guided_weight(self, knobs: Mapping[str, float]) -> float | None:
-        """Of our guide, normalised; None where the host's own stays."""
-        turned = knobs.get(GUIDED_SIGMA, self._host_sigma) != self._host_sigma
-        if GUIDED_WEIGHT not in knobs and self._guided_loss is not None and turned:
-            return self._tts.attn_loss.alpha / self._tokens
-        return knobs.get(GUIDED_WEIGHT)
+    def _host_weight(self) -> float:
+        """Of the host's guide, normalised."""
+        return 0.0 if self._guided_loss is None else self._tts.attn_loss.alpha / self._tokens
 
     def _places(self, frames: Tensor) -> Tensor:
         """Where our guide has each decoder step look."""

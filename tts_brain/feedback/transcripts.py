@@ -51,7 +51,7 @@ class SpeakingRates:
 
     @property
     def share(self) -> float:
-        """Of the clips that were judged, those far off; 0 before the first 256, and where they are fewer than twelve."""
+        """Of the clips judged, those far off; 0 before the first 256, and where they are fewer than twelve."""
         return self._off / self._clips if self._off >= _FEWEST else 0.0
 
     @property
