@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=SHARED / "kathleen-en-us", help="LJSpeech layout, wav or flac")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--arms", help="comma-separated; default: all")
+    parser.add_argument("--arms", help="comma-separated; default: all. Also the parts of overhead and components")
     parser.add_argument(
         "--starts", help="rescue: some of the bad starts, comma-separated; the clean run is always made"
     )
@@ -195,19 +195,29 @@ def _overhead(args: argparse.Namespace) -> int:
     from brain_cost import coqui_cost
 
     from bench.data import load
-    from bench.overhead import espnet_cost, growth
+    from bench.overhead import OVERHEADS, espnet_cost, growth
     from bench.setting import Setting
+
+    parts = tuple(name.strip() for name in args.arms.split(",")) if args.arms else OVERHEADS
+    unknown = [name for name in parts if name not in OVERHEADS]
+    if unknown:
+        raise Refused(f"no part {unknown[0]!r} of overhead; write {', '.join(OVERHEADS)}")
 
     count = args.steps or (2 if args.quick else OVERHEAD_ITERATIONS)
     setting = Setting(max_s=args.max_seconds or _longest(args.data), reduction_factor=2)
     corpus = load(args.data, min_s=setting.min_s, max_s=setting.max_s, held_out=setting.held_out)
-    result: dict[str, Any] = {"data": corpus.name, "growth": growth(5_000 if args.quick else 100_000)}
-    print(json.dumps(result["growth"]), flush=True)
-    result["espnet"] = espnet_cost(corpus, setting, count)
-    print(json.dumps(result["espnet"]), flush=True)
-    result["coqui"] = coqui_cost(args.data, count, setting.batch_size)
-    print(json.dumps(result["coqui"]), flush=True)
-    _write(args.json or RESULTS / "overhead.json", result)
+    path = args.json or RESULTS / f"overhead{'-quick' * args.quick}.json"
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if args.arms and path.exists() else {}
+    result["data"] = corpus.name
+    costs = {
+        "growth": lambda: growth(5_000 if args.quick else 100_000),
+        "espnet": lambda: espnet_cost(corpus, setting, count),
+        "coqui": lambda: coqui_cost(args.data, count, setting.batch_size),
+    }
+    for name in parts:
+        result[name] = costs[name]()
+        print(json.dumps({name: result[name]}), flush=True)
+    _write(path, result)
     return 0
 
 

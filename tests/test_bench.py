@@ -340,3 +340,23 @@ def test_what_is_timed_at_coqui_is_there() -> None:
 
     timed = [name for _, names in brain_cost.TIMED for name in names]
     assert all(any(hasattr(owner, name) for owner in (CoquiAdapter, BrainSession, CriterionTap)) for name in timed)
+
+
+def test_rows_say_which_brain_they_are_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tts_brain
+    from bench.worker import code
+
+    before = code()
+    assert len(before) == 12 and code() == before
+    (tmp_path / "agents").mkdir()
+    (tmp_path / "agents" / "one.py").write_text("RAISE = 2.0\n")
+    monkeypatch.setattr(tts_brain, "__file__", str(tmp_path / "__init__.py"))
+    other = code()
+    (tmp_path / "agents" / "one.py").write_text("RAISE = 3.0\n")
+    assert len({before, other, code()}) == 3
+
+
+def test_an_unknown_part_of_overhead_is_refused() -> None:
+    run = [sys.executable, str(BENCHMARKS / "run.py"), "overhead", "--arms", "memory"]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2 and "growth, espnet, coqui" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -15,6 +16,8 @@ from typing import Any
 
 import torch
 
+import tts_brain
+import tts_brain_espnet
 from bench.arms import Brain, recorded
 from bench.bad_starts import BAD_STARTS
 from bench.data import Corpus, load
@@ -81,7 +84,17 @@ def run(job: Mapping[str, Any]) -> None:
             result = _population(job["arm"], corpus, setting, seed, Path(folder))
         else:
             result = _one(job, corpus, setting, seed, Path(folder), progress)
-    say({"result": {**result, "clips": len(corpus.train), "versions": versions()}})
+    say({"result": {**result, "clips": len(corpus.train), "versions": versions() | {"code": code()}}})
+
+
+def code() -> str:
+    """Short digest of the brain's and the adapter's files: rows of another brain can be told from its own."""
+    digest = hashlib.sha256()
+    for package in (tts_brain, tts_brain_espnet):
+        folder = Path(str(package.__file__)).parent
+        for path in sorted(path for suffix in ("*.py", "*.safetensors") for path in folder.rglob(suffix)):
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _one(
