@@ -360,3 +360,23 @@ def test_an_unknown_part_of_overhead_is_refused() -> None:
     run = [sys.executable, str(BENCHMARKS / "run.py"), "overhead", "--arms", "memory"]
     done = subprocess.run(run, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 2 and "growth, espnet, coqui" in done.stderr
+
+
+@pytest.mark.parametrize("eye", ["filter", "scales", "phases"])
+def test_a_blindfolded_brain_decides_without_that_eye_and_trains(eye: str, tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Looked(Brain):
+        def attach(self, run: Training) -> None:
+            super().attach(run)
+            manager = self.adapter.session.manager
+            see = manager.context
+            manager.context = lambda: (seen.append(see()), seen[-1])[1]
+
+    run = Training(tiny_corpus(), tiny_setting(steps=24), 0, tmp_path, TINY_MODEL)
+    run.run(Looked(settings={"decide_every": 4, "attention_every": 2}, blind=eye), lambda *_: None)
+    assert len(seen) >= 6 and len(run.trace) == 24
+    last = seen[-1]
+    assert (last.filtered == {} and last.effects == {}) is (eye == "filter")
+    assert (last.scales == {}) is (eye == "scales")
+    assert (max(last.phase_posterior) == last.certainty == 1.0) is (eye == "phases")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bench.blindfold import blindfold
 from bench.host import Training
 from bench.terms import Terms
 from tts_brain.config import BrainConfig
@@ -88,12 +89,14 @@ class Brain(_WithBrain):
         guided: where its guided weight starts, in the host's units; None leaves the brain's own start.
         rate: the host's; None leaves the setting's.
         forward_sum: a constant forward-sum term of the host's, which the brain knows nothing of.
+        blind: in this eye of ``bench.blindfold``; empty in none.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
     guided: float | None = None
     rate: float | None = None
     forward_sum: float = 0.0
+    blind: str = ""
 
     def attach(self, run: Training) -> None:
         settings = dict(self.settings)
@@ -106,6 +109,9 @@ class Brain(_WithBrain):
         if self.forward_sum > 0.0:
             Terms(run.tts, self.forward_sum)
         self.put_on(run, BrainConfig.from_dict(settings))
+        if self.blind:
+            assert self.adapter is not None
+            blindfold(self.adapter.session.manager, self.blind)
 
     def step(self, run: Training, step: int) -> None:
         assert self.adapter is not None

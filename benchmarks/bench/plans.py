@@ -65,6 +65,7 @@ BRAINS: dict[str, dict[str, Any]] = {
     "brain without coordination": {"coordination": "none"},
     "brain with plain averaging": {"coordination": "average"},
 }
+BLIND = {"brain without filter": "filter", "brain without scales": "scales", "brain with bare phases": "phases"}
 GRID = _grid()
 AT = "brain at "
 # Population-based training: does every member get all the steps (four times the cost), or its share of them?
@@ -90,6 +91,7 @@ ARMS: dict[str, Callable[[], Arm]] = {
     **{name: lambda p=point: Plain(**p) for name, point in GRID.items()},
     **{AT + name: lambda p=point: Brain(**_at(p)) for name, point in GRID.items()},
     **{name: lambda s=settings: Brain(settings=dict(s)) for name, settings in BRAINS.items()},
+    **{name: lambda e=eye: Brain(blind=e) for name, eye in BLIND.items()},
 }
 
 

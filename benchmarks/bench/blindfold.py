@@ -1,0 +1,37 @@
+"""The brain with one of its eyes shut: what a part of the context is worth to the decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+
+from tts_brain.manager import ContextAwareTrainingManager
+from tts_brain.types import TrainingContext, TrainingPhase
+
+Sight = Callable[[TrainingContext], TrainingContext]
+
+
+def _bare_phase(context: TrainingContext) -> TrainingContext:
+    """The phase that ``attention_diag`` lies in, as if there were no doubt and no memory."""
+    phase = TrainingPhase.from_attention_diag(0.0 if context.attention is None else context.attention.attention_diag)
+    posterior = tuple(float(phase is other) for other in TrainingPhase)
+    return replace(context, phase=phase, phase_posterior=posterior, certainty=1.0)
+
+
+# The filter's forecasts inside the risk's simulation stay: without them there would be no simulation at all.
+EYES: Mapping[str, Sight] = MappingProxyType(
+    {
+        "filter": lambda context: replace(context, filtered={}, effects={}),
+        "scales": lambda context: replace(context, scales={}),
+        "phases": _bare_phase,
+    }
+)
+
+
+def blindfold(manager: ContextAwareTrainingManager, eye: str) -> None:
+    """Decisions of ``manager`` no longer see with ``eye``, a name of ``EYES``; a filter that is shut judges no move."""
+    see, change = manager.context, EYES[eye]
+    manager.context = lambda: change(see())
+    if eye == "filter":
+        manager.feedback.filters.helped = lambda metric, moves: 0.5
