@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.parallel import DistributedDataParallel
 from trainer import Trainer
 from TTS.tts.layers.losses import TacotronLoss
 
@@ -51,7 +52,7 @@ def attach(trainer: Trainer, config: BrainConfig | Mapping[str, Any] | None = No
         config: settings, as a ``BrainConfig`` or a mapping; None for the defaults.
 
     Returns:
-        The adapter (also ``trainer.brain``); None for mode ``off``, which changes nothing.
+        The adapter (also ``trainer.brain``); None for mode ``off``, which changes nothing, and on later processes.
 
     Raises:
         ValueError: a bad setting, or a model that is not a Tacotron.
@@ -62,7 +63,7 @@ def attach(trainer: Trainer, config: BrainConfig | Mapping[str, Any] | None = No
     existing = getattr(trainer, "brain", None)
     if existing is not None:
         return existing
-    if config.mode == "off":
+    if config.mode == "off" or (trainer.num_gpus > 1 and trainer.args.rank > 0):
         return None
     if not all(isinstance(c, TacotronLoss) for c in trainer.criterion):
         raise ValueError(
@@ -286,16 +287,29 @@ def _numbered(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
 
 
 def _what_this_run_allows(trainer: Trainer, config: BrainConfig) -> BrainConfig:
-    """Only observe where steering could harm: ranks that would drift apart, optimizers that are not torch's."""
+    """Only observe where steering could harm: weights that processes share, optimizers that are not torch's."""
     why = None
-    if trainer.num_gpus > 1 or trainer.use_accelerate:
-        why = "several processes need a common decision, which this version cannot take yet"
+    if trainer.use_accelerate:
+        why = "accelerate steps the optimizer in its own way"
+    elif trainer.num_gpus > 1 and _gradients_are_averaged(trainer):
+        why = "processes that share their gradients need a common decision, which the Coqui adapter cannot take"
     elif len(trainer.optimizer) > 1 or not isinstance(trainer.optimizer[0], torch.optim.Optimizer):
         why = f"{type(trainer.optimizer[0]).__name__} steps two optimizers"
+    elif trainer.num_gpus > 1:
+        log.warning(
+            "[brain] %d processes, and each trains alone on its share of the clips: this Trainer averages no gradients, "
+            "and saves what the first has learned. The brain steers the first; one GPU would do as well",
+            trainer.num_gpus,
+        )
     if why is None or config.mode == "observe":
         return config
     log.warning("[brain] mode 'observe' instead of %r: %s", config.mode, why)
     return BrainConfig.from_dict({**config.to_dict(), "mode": "observe"})
+
+
+def _gradients_are_averaged(trainer: Trainer) -> bool:
+    """Does a step go through DistributedDataParallel? Trainer 0.4.0 makes one, and trains the model inside it."""
+    return any(isinstance(m, DistributedDataParallel) for m in (trainer.model, trainer.wrapped_model))
 
 
 def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
