@@ -297,7 +297,7 @@ def _what_this_run_allows(trainer: Trainer, config: BrainConfig) -> BrainConfig:
         why = f"{type(trainer.optimizer[0]).__name__} steps two optimizers"
     elif trainer.num_gpus > 1:
         log.warning(
-            "[brain] %d processes, and each trains alone on its share of the clips: this Trainer averages no gradients, "
+            "[brain] %d processes, and each trains alone on its share of the clips: the Trainer averages no gradients, "
             "and saves what the first has learned. The brain steers the first; one GPU would do as well",
             trainer.num_gpus,
         )
