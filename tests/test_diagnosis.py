@@ -30,8 +30,8 @@ def causes(
             **usual,
             **(at or {}).get(step, {}),
         }
-        facts = now.pop("facts")
-        observation = Observation(step, {"total": 1.0}, **now)
+        facts, loss = now.pop("facts"), now.pop("loss", 1.0)
+        observation = Observation(step, {"total": loss}, **now)
         found += [(step, advice.cause) for advice in diagnosis.look(observation, facts, phase)]
     return found
 
@@ -78,10 +78,17 @@ def test_gradients_that_overflow_again_and_again_are_half_precision() -> None:
 
 
 def test_one_batch_that_explodes_is_named_and_growth_is_not() -> None:
-    assert causes(at={40: {"grad_norm": 500.0}}) == [(40, "exploding batch")]
-    assert causes(at={5: {"grad_norm": 500.0}}) == [], "nobody knows yet what is usual"
-    growing = {step: {"grad_norm": 1.3**step} for step in range(1, 61)}
+    bad = {"grad_norm": 500.0, "loss": 40.0}
+    assert causes(at={40: bad}) == [(40, "exploding batch")]
+    assert causes(at={5: bad}) == [], "nobody knows yet what is usual"
+    growing = {step: {"grad_norm": 1.3**step, "loss": 1.3**step} for step in range(1, 61)}
     assert causes(at=growing) == [], "a run that diverges is no batch"
+
+
+def test_a_gradient_that_spikes_under_an_ordinary_loss_is_no_batch_until_it_is_beyond_all_others() -> None:
+    assert causes(at={40: {"grad_norm": 500.0}}) == []
+    assert causes(at={40: {"grad_norm": 1e6}}) == [(40, "exploding batch")]
+    assert causes(at={40: {"grad_norm": 500.0, "loss": float("nan")}}) == []
 
 
 def test_small_batches_silence_and_rates_need_to_last() -> None:

@@ -16,7 +16,9 @@ from tts_brain.types import Observation, TrainingPhase
 
 # Healthy training changes the weights by about a thousandth per step (Karpathy's rule of thumb for |Δw| / |w|).
 _RATIO_HIGH, _RATIO_LOW = 0.03, 5e-4
-_EXPLODING = 30.0  # times the median gradient norm
+# Times the usual gradient norm: with a loss of twice the usual that is the batch. Under an ordinary loss norms of good
+# data come to 490 times the usual while attention settles (22 runs), so that it takes far more.
+_EXPLODING, _LOSS_TOO, _FAR_BEYOND = 30.0, 2.0, 3000.0
 _NORMS_NEEDED, _NORMS_KEPT = 10, 20
 _FEWEST_CLIPS = 8.0
 _SILENCE_SHARE = 0.2
@@ -85,6 +87,7 @@ class Diagnosis:
         self._seen: dict[str, float] = {}
         self._counts: dict[str, int] = {}
         self._norms: list[float] = []
+        self._losses: list[float] = []
         self._left_out: list[int] = []
         self._rates = SpeakingRates()
 
@@ -94,7 +97,7 @@ class Diagnosis:
         """Causes that this step shows and that were not named in the last 500 steps."""
         found = [] if facts is None else self._data(facts)
         for advice in (
-            self._exploding(observation.grad_norm, facts),
+            self._exploding(observation, facts),
             self._rate(observation.update_ratio, phase),
             self._overflow(observation),
             self._lost(observation, best_attention_diag),
@@ -162,20 +165,29 @@ class Diagnosis:
             return []
         return [Advice("stop token", f"the stop labels are {wrong}. Look at how targets and lengths are made")]
 
-    def _exploding(self, norm: float | None, facts: BatchFacts | None) -> Advice | None:
+    def _exploding(self, observation: Observation, facts: BatchFacts | None) -> Advice | None:
+        norm, loss = observation.grad_norm, observation.losses.get("total", math.nan)
         if norm is None or not math.isfinite(norm):
             return None
         known = len(self._norms) >= _NORMS_NEEDED
-        usual = median(self._norms) if known else norm
+        usual, usual_loss = (median(self._norms), median(self._losses)) if known else (norm, loss)
         self._norms = [*self._norms, norm][-_NORMS_KEPT:]
-        if not (known and norm > _EXPLODING * usual):
-            return None
+        self._losses = [*self._losses, loss if math.isfinite(loss) else 0.0][-_NORMS_KEPT:]
         which = f" ({_list(facts.names)})" if facts is not None and facts.names else ""
-        return Advice(
-            "exploding batch",
-            f"this batch explodes: its gradient norm {norm:.3g} is {norm / max(usual, 1e-12):.0f} times the usual"
-            f"{which}. Look for clipped, very loud or mislabelled clips in it",
-        )
+        times = norm / max(usual, 1e-12)
+        if known and norm > _EXPLODING * usual and 0.0 < _LOSS_TOO * usual_loss < loss:
+            return Advice(
+                "exploding batch",
+                f"this batch explodes: its loss is {loss / usual_loss:.3g} times, its gradient norm {times:.3g} times "
+                f"the usual{which}. Look for clipped, very loud or mislabelled clips in it",
+            )
+        if known and norm > _FAR_BEYOND * usual:
+            return Advice(
+                "exploding batch",
+                f"the gradient explodes: its norm {norm:.3g} is {times:.3g} times the usual under an ordinary "
+                f"loss{which}. Look at these clips, and for a root or a logarithm of 0 in a loss of your own",
+            )
+        return None
 
     def _overflow(self, observation: Observation) -> Advice | None:
         if not observation.skipped or not all(math.isfinite(loss) for loss in observation.losses.values()):
@@ -242,6 +254,7 @@ class Diagnosis:
             "seen": dict(self._seen),
             "counts": dict(self._counts),
             "norms": list(self._norms),
+            "losses": list(self._losses),
             "left_out": list(self._left_out),
             "rates": self._rates.state_dict(),
         }
@@ -252,10 +265,12 @@ class Diagnosis:
         seen = {str(name): float(value) for name, value in state["seen"].items()}
         counts = {str(name): int(value) for name, value in state["counts"].items()}
         norms = [float(value) for value in state["norms"]]
+        losses = [float(value) for value in state.get("losses", norms)]
         left_out = [int(step) for step in state.get("left_out", ())]
         if "rates" in state:
             self._rates.load_state_dict(state["rates"])
         self._said, self._seen, self._counts, self._norms, self._left_out = said, seen, counts, norms, left_out
+        self._losses = losses
 
 
 def _newer(before: float | None, later: float | None) -> float | None:
