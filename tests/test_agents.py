@@ -190,6 +190,17 @@ def test_a_loss_that_jumps_up_and_stays_lowers_the_rate_once() -> None:
     assert levels(LearningRateAgent(), 0.0, 1.9, 1.9) == [1.0] * 3
 
 
+@pytest.mark.parametrize(("fall", "eased"), [(0.0, True), (0.004, True), (0.05, False)])
+def test_before_an_alignment_a_loss_that_still_falls_slowly_is_no_plateau(fall: float, eased: bool) -> None:
+    agent, wishes = LearningRateAgent(5e-3), []
+    seen = {"phase": TrainingPhase.ALIGNMENT_LEARNING, "learning_rate": 1e-3, "attention_diag": 0.3}
+    for decision in range(12):
+        report = estimate(-1e-6, 0.01, 50 + decision, 1.0 - fall * decision)
+        wishes.append(rate_wish(agent, 5.0, filtered={"loss": report}, **seen))
+    assert (min(wishes) < 5.0) is eased
+    assert RecentLowest().fell(None, 6) == 0.0
+
+
 @pytest.mark.parametrize("tails", ["normal", "heavy"])
 def test_noise_alone_hardly_ever_stands_high(tails: str) -> None:
     rng, filtered, lowest = np.random.default_rng(0), MetricFilter("log"), RecentLowest()

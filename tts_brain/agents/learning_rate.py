@@ -46,6 +46,9 @@ _UNSAFE = 0.2
 # rate does changes as the training goes on, and a verdict may have been wrong.
 _CEILING_SHARE, _CEILING_DECISIONS = 0.75, 15
 _PLATEAU_DECISIONS = 6
+# Noise widths of one loss: by so much it has fallen over a plateau that is none, though no decision alone could tell.
+# On long clips it falls by 2 to 8 then, under a rate that full-size Tacotron2 does not bear by 0.5 at most.
+_FALLS_SLOWLY = 1.0
 # Noise widths of one loss by which its level may stand above the lowest of the newest decisions, and how often in a row
 # it must stand higher: on noise alone, normal or with heavy tails, 2 of 40,000 decisions did.
 _STANDS_HIGH, _HIGH_DECISIONS, _NEWEST, _SETTLED = 2.0, 2, 20, 20
@@ -76,6 +79,7 @@ class LearningRateAgent:
         self._eased_at = 0  # by the count of decisions
         self._lowest = RecentLowest()
         self._high = 0
+        self._fell = 0.0  # of the decision under way
 
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
         """One move of the rate, with the clip tightened while gradients spike."""
@@ -89,9 +93,11 @@ class LearningRateAgent:
         self._flat = self._flat + 1 if abs(z) < 1.0 else 0
         above = self._lowest.above(context.filtered.get("loss"))
         self._high = self._high + 1 if above > _STANDS_HIGH else 0
+        self._fell = self._lowest.fell(context.filtered.get("loss"), _PLATEAU_DECISIONS)
         evidence = {
             "loss_z": round(z, 6),  # the last digits hang on the loss's unit, and no record of a decision may
             "above_lowest": round(above, 3),
+            "fell": round(self._fell, 3),
             "grad_spikes": context.grad_spikes,
             "rate": context.learning_rate * knobs[LEARNING_RATE],
             "update_ratio": context.update_ratio,
@@ -139,6 +145,8 @@ class LearningRateAgent:
         if context.phase.index >= TrainingPhase.REFINEMENT.index or rate > self._max_rate * _TOLERANCE:
             return EASE  # also of a host that began above the highest: it may be why nothing moves
         if context.phase is TrainingPhase.PRE_ALIGNMENT or rate < self._limit()[0] / _SMALLEST_RAISE:
+            return 1.0
+        if self._fell > _FALLS_SLOWLY:
             return 1.0
         # The search has come to the top, attention is forming, and the loss comes down no further: its noise is the
         # rate's (full-size Tacotron2). Back, but not below where the host began, as no alignment is there yet.
@@ -238,6 +246,13 @@ class RecentLowest:
         kept = self._levels if loss.count >= self._count else []
         self._levels, self._count = [*kept, loss.level][-_NEWEST:], loss.count
         return min((loss.level - min(self._levels)) / loss.noise, _MOST)
+
+    def fell(self, loss: FilterReport | None, decisions: int) -> float:
+        """By how much it has come down over so many decisions, or those known, in noise widths, within ±1e6."""
+        if loss is None or not loss.noise > 0.0 or not self._levels:
+            return 0.0
+        before = self._levels[-1 - decisions :][0]
+        return max(-_MOST, min((before - loss.level) / loss.noise, _MOST))
 
     def forget(self) -> None:
         """Begin anew, at the next level."""
