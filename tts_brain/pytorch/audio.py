@@ -62,14 +62,15 @@ def alike_tail(mel: Tensor, lengths: Tensor) -> float:
         mel: (B, T, mels), in any scale.
         lengths: (B,) valid frames.
     """
+    last = (lengths.to(mel.device) - 1).clamp(min=0).long()
+    ends = mel.detach()[torch.arange(len(mel), device=mel.device), last]
+    differs = (mel.detach() != ends.unsqueeze(1)).any(2).cpu()
     shares = []
-    for clip, length in zip(mel.detach().cpu(), lengths.tolist(), strict=True):
-        frames = clip[: int(length)]
-        if len(frames) < 2:
-            continue
-        differs = (frames != frames[-1]).any(1).nonzero()
-        last = int(differs[-1]) if len(differs) else -1
-        shares.append((len(frames) - 2 - last) / len(frames))  # the last frame itself is no repetition
+    for clip, length in zip(differs, lengths.tolist(), strict=True):
+        others = clip[: int(length)].nonzero()
+        alike = int(length) - 1 - (int(others[-1]) + 1 if len(others) else 0)  # the last frame repeats no other
+        if length > 1:
+            shares.append(alike / int(length))
     return sum(shares) / len(shares) if shares else 0.0
 
 
