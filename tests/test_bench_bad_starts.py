@@ -338,8 +338,8 @@ def test_what_the_guided_agent_says_of_a_weight_far_off_names_its_cause(weight: 
 @pytest.mark.parametrize(
     ("host", "multiplier", "loss_z", "cause"),
     [
-        (1e-4, 50.0, -5.0, "rate too low"),
-        (1e-3, 5.0, -5.0, None),
+        (1e-4, 10.0, -5.0, "rate too low"),
+        (1e-3, 3.0, -5.0, None),
         (2e-2, 1.0, 0.0, "rate too high"),
         (5e-3, 1.0, 0.0, None),
     ],

@@ -28,7 +28,8 @@ CALIBRATION, STAGE = "risk: calibration", "risk: stages"
 CURVES = {"divergence": DIVERGENCE, "alignment_loss": ALIGNMENT_LOSS}
 # Share of a normal law beyond the mean of its worst twentieth: 2.06 standard deviations from its mean.
 _BEYOND_CVAR = 0.0196
-SEEDS = (900_000, 910_000, 920_000)
+# 900,000 to 920,000 have chosen that cuts of the rate are not put on trial.
+SEEDS = (930_000, 940_000, 950_000)
 QUICK = {"runs": 4, "steps": 90, "forked": 1}
 
 Row = dict[str, Any]

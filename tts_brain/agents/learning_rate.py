@@ -171,13 +171,12 @@ class LearningRateAgent:
         wish = (SEARCH if timid else RAISE) ** (0.5 + 0.5 * context.certainty)
         factor = min(wish, limit / rate)
         if factor < _SMALLEST_RAISE:
-            high = f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
-            if rate > _FAR_OVER * context.learning_rate:
-                high += f"; the host's own rate, {context.learning_rate:.1e} now, is too low"
-            return 1.0, high
+            return 1.0, f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
         why = f"the loss falls steadily (z {z:+.1f})" if z < FALLS else f"the loss does not rise (z {z:+.1f})"
         also = f", weights change by {context.update_ratio:.2%} a step only" if timid else ", gradients calm"
-        return factor, f"{why}{also}: try a higher rate"
+        too_low = rate > _FAR_OVER * context.learning_rate
+        host = f"; the host's own rate, {context.learning_rate:.1e} now, is too low" if too_low else ""
+        return factor, f"{why}{also}: try a higher rate{host}"
 
     def _limit(self) -> tuple[float, str]:
         """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on."""
