@@ -409,7 +409,15 @@ def test_the_weakest_side_is_named() -> None:
 
 @pytest.mark.parametrize(
     ("weight", "said"),
-    [(0.0, "is off"), (0.025, "too weak"), (0.25, "too weak"), (1.0, ""), (4.5, ""), (20.0, "too strong")],
+    [
+        (0.0, "is off"),
+        (KNOBS[GUIDED_WEIGHT].low, "is off"),
+        (0.025, "too weak"),
+        (0.25, "too weak"),
+        (1.0, ""),
+        (4.5, ""),
+        (20.0, "too strong"),
+    ],
 )
 def test_a_guided_weight_far_outside_the_law_is_called_so(weight: float, said: str) -> None:
     reason = GuidedAttentionAgent(DynamicAttentionSupervisor()).propose(context(), {GUIDED_WEIGHT: weight}).reason

@@ -78,7 +78,7 @@ class GuidedAttentionAgent:
         """What to say of a weight that lies far outside of all that the law ever asks for; else nothing."""
         if weight is None:
             return ""
-        if weight == 0.0:
+        if weight <= KNOBS[GUIDED_WEIGHT].low:  # as near to 0 as the knob goes
             return "is off: "
         if weight < self._supervisor.weight(1.0) / _FAR:
             return f"{weight:.3g} is too weak: "
