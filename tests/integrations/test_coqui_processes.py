@@ -1,10 +1,7 @@
 """Two processes of Coqui's multi-GPU training: what the host makes of them, and that one of them has the brain."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 pytest.importorskip("TTS", reason="Coqui-TTS is not installed: uv pip install 'tts-brain[coqui]'")
 
 from coqui_run import make_config, make_trainer, quick, records
+from processes import run_both
 from torch.nn.parallel import DistributedDataParallel
 
 from tts_brain_coqui import adapter
@@ -28,24 +26,9 @@ def free_port() -> str:
 
 @pytest.fixture(scope="module")
 def processes(corpus: Path, module_folder: Path) -> tuple[list[dict[str, Any]], Path]:
-    script, port = Path(__file__).with_name("coqui_process.py"), free_port()
-    logs = [(module_folder / f"{rank}.log").open("w") for rank in (0, 1)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), port, str(corpus), str(module_folder)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [process.wait(TIMEOUT_S) for process in started]
-    finally:
-        for process, log in zip(started, logs, strict=True):
-            process.kill()
-            log.close()
-    assert codes == [0, 0], [(module_folder / f"{rank}.log").read_text()[-3000:] for rank in (0, 1)]
+    run_both(
+        "coqui_process.py", free_port(), str(corpus), str(module_folder), folder=module_folder, timeout_s=TIMEOUT_S
+    )
     return [json.loads((module_folder / f"{rank}.json").read_text()) for rank in (0, 1)], module_folder
 
 
@@ -61,8 +44,8 @@ def test_the_host_lets_each_train_alone(processes: Any) -> None:
 def test_the_first_is_steered_and_says_so(processes: Any) -> None:
     (first, second), folder = processes
     assert (first["mode"], second["mode"]) == ("full", None)
-    assert "each trains alone" in (folder / "0.log").read_text()
-    assert "[brain]" not in (folder / "1.log").read_text()
+    assert "each trains alone" in (folder / "rank0.log").read_text()
+    assert "[brain]" not in (folder / "rank1.log").read_text()
     assert len(list(folder.rglob("journal.jsonl"))) == 1
 
 

@@ -1,9 +1,6 @@
 """Two real processes over gloo, through ESPnet's own distributed options: one brain, not two."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ pytest.importorskip("espnet2", reason="ESPnet is not installed: uv pip install '
 
 import torch
 from espnet_run import Data, Run, assert_finite, assert_same, quick, write_config
+from processes import run_both
 from test_espnet_runs import with_nan
 
 TIMEOUT_S = 280
@@ -44,24 +42,7 @@ def runs(espnet_data: Data, module_folder: Path) -> dict[str, Path]:
         Path(run["out"]).mkdir(exist_ok=True)
     file = module_folder / "plan.json"
     file.write_text(json.dumps(plan))
-    script = Path(__file__).with_name("espnet_rank.py")
-    logs = [(module_folder / f"rank{rank}.log").open("w") for rank in (0, 1)]
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), "2", str(file)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        for rank, log in enumerate(logs)
-    ]
-    try:
-        codes = [rank.wait(TIMEOUT_S) for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    tails = "\n".join(Path(log.name).read_text()[-3000:] for log in logs)
-    assert codes == [0, 0], tails
+    run_both("espnet_rank.py", "2", str(file), folder=module_folder, timeout_s=TIMEOUT_S)
     return {run["name"]: Path(run["out"]) for run in plan}
 
 

@@ -173,15 +173,17 @@ class Diagnosis:
         usual, usual_loss = (median(self._norms), median(self._losses)) if known else (norm, loss)
         self._norms = [*self._norms, norm][-_NORMS_KEPT:]
         self._losses = [*self._losses, loss if math.isfinite(loss) else 0.0][-_NORMS_KEPT:]
+        if not known or norm <= _EXPLODING * usual:
+            return None
         which = f" ({_list(facts.names)})" if facts is not None and facts.names else ""
         times = norm / max(usual, 1e-12)
-        if known and norm > _EXPLODING * usual and 0.0 < _LOSS_TOO * usual_loss < loss:
+        if 0.0 < _LOSS_TOO * usual_loss < loss:
             return Advice(
                 "exploding batch",
                 f"this batch explodes: its loss is {loss / usual_loss:.3g} times, its gradient norm {times:.3g} times "
                 f"the usual{which}. Look for clipped, very loud or mislabelled clips in it",
             )
-        if known and norm > _FAR_BEYOND * usual:
+        if norm > _FAR_BEYOND * usual:
             return Advice(
                 "exploding batch",
                 f"the gradient explodes: its norm {norm:.3g} is {times:.3g} times the usual under an ordinary "
