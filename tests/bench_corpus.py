@@ -1,15 +1,13 @@
-"""A made-up corpus for tests of the benchmarks, and the way to their package."""
+"""A made-up corpus for tests of the benchmarks."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+import numpy as np
 
-import numpy as np  # noqa: E402
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 TINY_MODEL = {
     "embed_dim": 8,

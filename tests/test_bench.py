@@ -15,11 +15,9 @@ import pytest
 
 pytest.importorskip("espnet2", reason="ESPnet is not installed: uv pip install 'tts-brain[espnet]'")
 
-from bench_corpus import BENCHMARKS, TINY_MODEL, tiny_corpus, tiny_setting
-
-# ruff: isort: split
 import numpy as np
 import torch
+from bench_corpus import BENCHMARKS, TINY_MODEL, tiny_corpus, tiny_setting
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import torch
 from simulated_run import context
 
 pytest.importorskip("espnet2")
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from bench import bad_starts
 from bench.arms import Brain, Plain

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from bench import component_risk, components, forks, risk_fit
 from bench.calibration import base_brier, brier, calibration_error, reliability
 from bench.forks import AFTER, EQUILIBRIUM, HELD, PROBE, ROLLBACK, UNDO, VOTE, WISHED, Decided

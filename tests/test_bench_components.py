@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 from bench import component_phases, component_ranks, component_time, components
 from bench.component_phases import Course, agreement, bare, delays, ema, made_up, median_delay, ours, switches
 from tts_brain.config import BrainConfig

@@ -8,9 +8,6 @@ import pytest
 
 pytest.importorskip("espnet2", reason="ESPnet is not installed: uv pip install 'tts-brain[espnet]'")
 
-import bench_corpus  # noqa: F401 - the way to the benchmarks' package
-
-# ruff: isort: split
 import torch
 from espnet2.tts.tacotron2 import Tacotron2
 

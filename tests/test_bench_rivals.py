@@ -1,7 +1,6 @@
 """The benchmark's rivals: each trains, and does what its paper or its story says."""
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,6 @@ import torch
 pytest.importorskip("espnet2", reason="ESPnet is not installed: uv pip install 'tts-brain[espnet]'")
 pytest.importorskip("torchjd", reason="TorchJD is not installed: uv pip install torchjd")
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 from bench.arms import Plain
 from bench.data import N_MELS, Clip, Corpus, batches

@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console()
     try:
         data = _corpus(args.data, console)
-        out = _output(args.out)
+        out = empty_folder(args.out)
     except (CorpusError, OSError, ImportError, RuntimeError) as error:
         print(f"tts-brain demo: {error}", file=sys.stderr)
         return 2
@@ -89,7 +89,7 @@ def _corpus(folder: Path | None, console: Console) -> Path:
     return make_corpus(default_cache())
 
 
-def _output(folder: Path) -> Path:
+def empty_folder(folder: Path) -> Path:
     """An empty folder to write to; what an earlier demo wrote is kept beside it under another name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

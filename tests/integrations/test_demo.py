@@ -71,12 +71,12 @@ def test_the_brain_wrote_its_decisions(demo: Path, capsys: pytest.CaptureFixture
 
 
 def test_an_earlier_demo_is_kept(demo: Path, tmp_path: Path):
-    from tts_brain_coqui.demo import _output
+    from tts_brain_coqui.demo import empty_folder
 
     folder = tmp_path / "demo"
     folder.mkdir()
     (folder / "report.html").write_text("mine")
-    assert _output(folder) == folder and not any(folder.iterdir())
+    assert empty_folder(folder) == folder and not any(folder.iterdir())
     assert (tmp_path / "demo.1" / "report.html").read_text() == "mine"
 
 
