@@ -201,6 +201,17 @@ def test_before_an_alignment_a_loss_that_still_falls_slowly_is_no_plateau(fall: 
     assert RecentLowest().fell(None, 6) == 0.0
 
 
+@pytest.mark.parametrize("count", [5, 30, 60])
+def test_a_loss_that_means_something_else_now_is_not_held_against_the_old_one(count: int) -> None:
+    """A filter that has begun anew: few values, as many as at the decision before, or none more."""
+    lowest = RecentLowest()
+    for before in (40, 50, 60):
+        lowest.above(estimate(0.0, level=1.0, count=before))
+    anew = estimate(0.0, level=4.0, count=count)
+    assert lowest.above(anew) == 0.0 == lowest.fell(anew, 6)
+    assert lowest.above(replace(anew, count=count + 30)) == 0.0
+
+
 @pytest.mark.parametrize("tails", ["normal", "heavy"])
 def test_noise_alone_hardly_ever_stands_high(tails: str) -> None:
     rng, filtered, lowest = np.random.default_rng(0), MetricFilter("log"), RecentLowest()

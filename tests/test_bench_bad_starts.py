@@ -282,7 +282,7 @@ def test_what_names_a_cause(text: str, cause: str) -> None:
         "5 steps in a row were not finite, 3 rollbacks in a row did not help. Look at the data around this step "
         "(silent, mislabelled or very long clips), the precision (fp16: use fp32 or bf16), and the rate",
         "attention_diag 0.02 (weakest side: coverage): guided weight toward 0.50, width toward 0.40",
-        "pre_alignment: mel toward 1.00, gate toward 0.50; 0.10% false and 99.00% missed stops",
+        "pre_alignment: mel toward 1.00, gate toward 0.50; of the stops 0.10% are false and 99.00% missed",
         "the loss stands 40 noise widths above its best",
         "the rate is not too high",
         "the rate is too high or the batch is too small",

@@ -95,8 +95,8 @@ def test_small_batches_silence_and_rates_need_to_last() -> None:
     assert causes(facts=BatchFacts(4)) == [(20, "batch too small")]
     assert causes(at={s: {"facts": BatchFacts(4)} for s in range(30, 35)}) == []
     assert causes(facts=BatchFacts(16, (), (), 0.4)) == [(20, "edge silence")]
-    assert causes(update_ratio=0.2) == [(20, "rate too high")]
-    assert causes(update_ratio=1e-4) == [(20, "rate too low")]
+    assert causes(update_ratio=0.2) == [(5, "rate too high")]
+    assert causes(update_ratio=1e-4) == [(5, "rate too low")]
     assert causes(update_ratio=1e-4, phase=LATER) == [], "a rate may be low once attention has formed"
     assert causes(at={s: {"update_ratio": 0.2} for s in range(1, 60, 2)}) == []
 

@@ -22,7 +22,6 @@ _COUNTS = (
     "attention_every",
     "attention_utterances",
     "journal_every",
-    "trial_steps",
     "snapshot_every",
     "snapshots",
     "snapshot_budget_mb",
@@ -93,12 +92,26 @@ class BrainConfig:
         _one_of("snapshot_place", self.snapshot_place, _SNAPSHOT_PLACES)
         for name in _COUNTS:
             _whole(name, getattr(self, name), 1, 10**7)
+        # A move is judged on four losses or more.
+        _whole("trial_steps", self.trial_steps, 4, 10**7)
         for name in ("cooldown_steps", "max_rollbacks_in_a_row"):
             _whole(name, getattr(self, name), 0, 10**7)
         _whole("risk_draws", self.risk_draws, 20, 10**5)
         _whole("seed", self.seed, 0, 2**31 - 1)
-        _whole("history_size", self.history_size, 10, 10**6)
-        _whole("trend_window", self.trend_window, 4, self.history_size)
+        # Divergence and oscillation are seen against 30 values; the slope of a window costs its length squared.
+        _whole("history_size", self.history_size, 30, 10**6)
+        _whole("trend_window", self.trend_window, 4, 500)
+        if self.trend_window > self.history_size:
+            raise ValueError(
+                f"trend_window={self.trend_window} is longer than history_size={self.history_size}, the values kept; "
+                f"write history_size: {self.trend_window}"
+            )
+        if 3 * self.attention_every > self.lost_alignment_steps:
+            raise ValueError(
+                f"attention_every={self.attention_every} is too seldom for lost_alignment_steps="
+                f"{self.lost_alignment_steps}: an alignment is called lost on three measurements or more; write "
+                f"lost_alignment_steps: {3 * self.attention_every}"
+            )
         _whole("phase_classifier_components", self.phase_classifier_components, 4, 4)
         if not isinstance(self.forecasts, bool):
             raise ValueError(f"forecasts={self.forecasts!r} is neither true nor false; write forecasts: true")
@@ -131,6 +144,8 @@ class BrainConfig:
 
     def _written_knobs(self) -> tuple[str, ...]:
         names = tuple(name.strip() for name in self.knobs.split(",") if name.strip())
+        if "all" in names:
+            raise ValueError(f"knobs: {self.knobs!r} names all and more; write knobs: all")
         for name in names:
             if name not in KNOBS:
                 raise ValueError(f"knobs: {name!r} is unknown{_hint(name, KNOBS)}; known are {', '.join(KNOBS)}")
@@ -184,8 +199,9 @@ def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        span = f"{low}" if low == high else f"a whole number from {low} to {high}"
-        raise ValueError(f"{name}={value!r} is out of range; write {span}, for example {name}={max(low, 10)}")
+        default = BrainConfig.__dataclass_fields__[name].default
+        span = f"{low}" if low == high else f"a whole number from {low} to {high}, default {default}"
+        raise ValueError(f"{name}={value!r} is out of range; write {span}")
 
 
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> None:
@@ -196,7 +212,8 @@ def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = 
         good = above and (value < high if open_high else value <= high)
     if not good:
         default = BrainConfig.__dataclass_fields__[name].default
-        raise ValueError(f"{name}={value!r} is out of range; write a number from {low} to {high}, default {default}")
+        span = f"{'above' if open_low else 'from'} {low} {'and under' if open_high else 'to'} {high}"
+        raise ValueError(f"{name}={value!r} is out of range; write a number {span}, default {default}")
 
 
 def _coerce(name: str, value: Any, kind: Any) -> Any:

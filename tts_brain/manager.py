@@ -42,7 +42,7 @@ from tts_brain.types import (
     Verdict,
 )
 
-STATE_VERSION = 5
+STATE_VERSION = 6
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
 # Steps in a row left out under finite losses. The guard has kept the weights, so that going back a few steps mends
 # nothing. Where it lasts, the weights are where no gradient is finite.
@@ -96,6 +96,7 @@ class ContextAwareTrainingManager:
         self._last_decision = 0
         self._gave_up = False
         self._decided_on: TrainingContext | None = None
+        self._usual_grad_norm = math.nan
 
     def _start_value(self, name: str, host: Mapping[str, float]) -> float:
         half = self.config.tversky_A + self.config.tversky_B / 2
@@ -149,21 +150,32 @@ class ContextAwareTrainingManager:
 
     @property
     def healthy(self) -> bool:
-        """Is this a state to go back to? The newest loss is finite, no move is on trial, the loss does not rise."""
+        """Is this a state to go back to?
+
+        The newest loss is finite and does not rise, no move is on trial, the alignment is not on its way to be lost,
+        and the run is not one that rollbacks could not save.
+        """
         z = None if self._decided_on is None else slope_z(self._decided_on)
         rises = z is not None and z > RISES
         finite = self.analyzer.nonfinite_losses == 0 and self.analyzer.nonfinite_run < NONFINITE_LIMIT
-        return finite and self.feedback.trial is None and not rises
+        at_risk = self.feedback.losing or self._gave_up
+        return finite and self.feedback.trial is None and not rises and not at_risk
 
     @property
     def decided_on(self) -> TrainingContext:
         """The context of the newest decision; afresh where there was none yet, or an earlier state has come back."""
         return self.context() if self._decided_on is None else self._decided_on
 
+    @property
+    def usual_grad_norm(self) -> float:
+        """What the clip is measured in until the next decision: the median gradient norm at the newest one."""
+        return self._usual_grad_norm
+
     def decide(self) -> Decision:
         """Take one decision and make it the manager's own: ``knobs`` holds the new values afterwards."""
         context = self._decided_on = self.context()
         self._last_decision = context.step
+        self._usual_grad_norm = context.grad_norm_median
         self.risk.fade()
         decision = self._decide(context)
         if decision.applied:
@@ -175,7 +187,8 @@ class ContextAwareTrainingManager:
         # Where nothing is rolled back, the agents do what they can: a rising loss lowers the rate.
         if broken is not None and self.mode is Mode.FULL and not self._gave_up:
             return self._on_broken(context, broken)
-        if broken is not None:
+        # An alignment that is being lost is no sign of health: else the rollbacks in a row would never be counted up.
+        if broken is not None or self.feedback.losing:
             self._healthy_since = context.step
         elif context.step - self._healthy_since > self.config.snapshot_every:
             self._rollbacks_in_a_row, self._gave_up = 0, False
@@ -388,6 +401,7 @@ class ContextAwareTrainingManager:
             "healthy_since": self._healthy_since,
             "cooling": dict(self._cooling),
             "last_decision": self._last_decision,
+            "usual_grad_norm": self._usual_grad_norm,
             "gave_up": self._gave_up,
         }
 
@@ -427,6 +441,7 @@ class ContextAwareTrainingManager:
         self._healthy_since = int(state["healthy_since"])
         self._cooling = _deadlines(state["cooling"])
         self._last_decision = int(state["last_decision"])
+        self._usual_grad_norm = float(state["usual_grad_norm"])
         self._gave_up = state["gave_up"]
         self._decided_on = None
         self.knobs = {name: KNOBS[name].limit(value, value) for name, value in knobs.items()}

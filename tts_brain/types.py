@@ -78,7 +78,10 @@ class AttentionReport:
 
 @dataclass(frozen=True, slots=True)
 class StopTokenCounts:
-    """Soft confusion counts of the stop token, as shares of the counted decoder frames (each in [0, 1])."""
+    """Soft confusion counts of the stop token as shares of their sum, hits and errors, each in [0, 1].
+
+    Frames that are rightly said to go on count nowhere, as they outnumber all else a hundredfold.
+    """
 
     true_positive: float
     false_positive: float
@@ -358,16 +361,19 @@ class TrainingContext:
         certainty: 1 minus the normalised entropy of the posterior, in [0, 1].
         trends: by loss name, plus ``grad_norm`` (its logarithm) and ``attention_diag``.
         attention: smoothed report; None until first measured.
-        stable: the relative noise of the total loss is under ``stability_threshold``.
+        stable: the noise of the judged loss, over the height that it has come down from since attention was first
+            measured, is under ``stability_threshold``. For people: no decision rests on it.
         grad_spikes: share of the window's gradient norms above three medians, in [0, 1].
-        grad_norm_median: over the window; NaN before the first norm.
+        grad_norm_median: over the window, of those that are finite; NaN before the first.
         nonfinite_run: how many observations in a row were not finite, up to now: loss, gradient, or a step left out.
         nonfinite_losses: of them, how many in a row up to now had a loss that was not finite.
         learning_rate: the host's newest rate; NaN when unknown.
         update_ratio: newest ``|Δw| / |w|``; NaN when unknown.
         best_attention_diag: best smoothed value so far, 0 before the first.
         text_length: running mean of tokens per utterance; NaN when unknown.
-        stop_errors: smoothed (false positive, false negative) shares of the stop token; None when unknown.
+        stop_errors: smoothed (false positive, false negative) shares of the stop token (``StopTokenCounts``); None when
+            unknown.
+        left_out: share of the window's steps without a finite gradient, in [0, 1].
         scales: by name, the judged loss (``mel``, or ``total`` where there is none) at several scales.
         filtered: by metric, what its Kalman filter knows: ``loss`` (the one that moves are judged by), ``grad_norm``
             (its natural logarithm) and ``attention_diag``; those seen so far.
@@ -397,6 +403,7 @@ class TrainingContext:
     filtered: Mapping[str, FilterReport] = field(default_factory=dict)
     effects: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     forecast: Forecast | None = None
+    left_out: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

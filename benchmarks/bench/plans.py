@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -25,8 +26,15 @@ from tts_brain.types import (
 
 GUIDED = (1.0, 10.0, 100.0, 300.0)
 RATES = (1e-3, 2e-3, 3e-3)
-# Beside strong guidance at the rate that pilot runs liked; all are part of the oracle.
-FORWARD_SUMS = ((100.0, 0.03), (100.0, 0.1), (300.0, 0.03), (300.0, 0.1))
+# Guided weight, rate and weight of a forward-sum term beside strong guidance: at the rate that pilot runs liked, and
+# at those and the weights that the brain goes through by itself. All are part of the oracle.
+FORWARD_SUMS = (
+    (100.0, 2e-3, 0.03),
+    (100.0, 2e-3, 0.1),
+    (300.0, 2e-3, 0.03),
+    (300.0, 2e-3, 0.1),
+    *((guided, rate, weight) for guided in (100.0, 300.0) for rate in (3e-3, 5e-3) for weight in (0.1, 0.2)),
+)
 # With the guide over the clips' speech, which is the brain's: the same term at constant weights.
 OVER_SPEECH = ((100.0, 0.0), (100.0, 0.1), (300.0, 0.1))
 _BALANCE = ("mel_weight", "gate_weight", "tversky_alpha", "tversky_beta")
@@ -43,7 +51,7 @@ def static_name(guided: float, rate: float, forward_sum: float = 0.0, over_speec
 
 def _grid() -> dict[str, dict[str, Any]]:
     points = [(guided, rate, 0.0, False) for guided in GUIDED for rate in RATES]
-    points += [(guided, 2e-3, weight, False) for guided, weight in FORWARD_SUMS]
+    points += [(guided, rate, weight, False) for guided, rate, weight in FORWARD_SUMS]
     points += [(guided, 2e-3, weight, True) for guided, weight in OVER_SPEECH]
     names = ("guided", "rate", "forward_sum", "over_speech")
     # The first is the host's default.
@@ -70,7 +78,7 @@ GRID = _grid()
 AT = "brain at "
 # Population-based training: does every member get all the steps (four times the cost), or its share of them?
 POPULATIONS = {"pbt 1x": False, "pbt 4x": True}
-RIVALS: dict[str, Callable[[], Arm]] = {
+RIVALS: dict[str, Callable[..., Arm]] = {
     "hand-decayed": hand_decayed,
     "plateau": plateau,
     "uncertainty": uncertainty,
@@ -78,10 +86,18 @@ RIVALS: dict[str, Callable[[], Arm]] = {
     "famo": famo,
     "autofix": AutoFix,
 }
+# The same from constants of the grid: "plateau at static g100 lr0.005 fs0.1".
+FROM_CONSTANTS: dict[str, Callable[..., Arm]] = {
+    "hand-decayed": hand_decayed,
+    "plateau": plateau,
+    # At the paper's own pace the weights hardly move in so few steps (``Uncertainty``).
+    "fast uncertainty": partial(uncertainty, 25.0),
+    "dwa": dwa,
+}
 
 
 def _at(point: Mapping[str, Any]) -> dict[str, float]:
-    """Where a brain starts; what its guide is drawn over is its own."""
+    """Where a brain or a rival starts; what a brain's guide is drawn over is its own."""
     return {name: value for name, value in point.items() if name != "over_speech"}
 
 
@@ -90,6 +106,12 @@ ARMS: dict[str, Callable[[], Arm]] = {
     **RIVALS,
     **{name: lambda p=point: Plain(**p) for name, point in GRID.items()},
     **{AT + name: lambda p=point: Brain(**_at(p)) for name, point in GRID.items()},
+    **{
+        f"{rival} at {name}": lambda m=make, p=point: m(**_at(p))
+        for rival, make in FROM_CONSTANTS.items()
+        for name, point in GRID.items()
+        if not point["over_speech"]
+    },
     **{name: lambda s=settings: Brain(settings=dict(s)) for name, settings in BRAINS.items()},
     **{name: lambda e=eye: Brain(blind=e) for name, eye in BLIND.items()},
 }
@@ -116,7 +138,8 @@ def arms_of(benchmark: str) -> tuple[str, ...]:
     if benchmark == "autofix150":
         return tuple(name for name in ("autofix", "brain", "default") if name in ARMS)
     first = ("default", "brain", static_name(300.0, 2e-3, 0.03), static_name(100.0, 2e-3))
-    return tuple(name for name in dict.fromkeys([*first, *ARMS, *POPULATIONS]) if not name.startswith(AT))
+    # What starts from constants of the grid is run from the best of them, once they are known.
+    return tuple(name for name in dict.fromkeys([*first, *ARMS, *POPULATIONS]) if " at " not in name)
 
 
 def oracle(rows: Iterable[Mapping[str, Any]]) -> str:

@@ -28,7 +28,9 @@ def hand_weight(step: int, steps: int, start: float = HAND_START, end: float = H
     return max(end, start * 0.5 ** max(0, halvings))
 
 
-def hand_decayed(steps: int | None = None, rate: float | None = None, start: float = HAND_START) -> Plain:
+def hand_decayed(
+    steps: int | None = None, rate: float | None = None, guided: float = HAND_START, forward_sum: float = 0.0
+) -> Plain:
     """Strong guidance while attention forms, then halved step by step, by the clock alone.
 
     Weight 100 is where the pilot runs (FACTS.md, 5) reach a diagonal at once and still form a true alignment; 300
@@ -39,13 +41,14 @@ def hand_decayed(steps: int | None = None, rate: float | None = None, start: flo
     Args:
         steps: length of the schedule; None takes the run's.
         rate: constant; None leaves the setting's.
-        start: first weight, in the host's units.
+        guided: first weight, in the host's units.
+        forward_sum: as in ``Plain``.
     """
 
     def schedule(run: Training, step: int) -> None:
-        run.tts.attn_loss.alpha = hand_weight(step, steps or run.setting.steps, start, min(start, HAND_END))
+        run.tts.attn_loss.alpha = hand_weight(step, steps or run.setting.steps, guided, min(guided, HAND_END))
 
-    return Plain(guided=start, rate=rate, schedule=schedule)
+    return Plain(guided=guided, rate=rate, forward_sum=forward_sum, schedule=schedule)
 
 
 def sabotaged(factor: float = 0.01) -> Plain:
@@ -98,10 +101,9 @@ class Plateau(Watching):
         every: int = 50,
         factor: float = 0.5,
         patience: int = 1,
-        guided: float | None = None,
-        rate: float | None = None,
+        **constants: float,
     ) -> None:
-        super().__init__(guided=guided, rate=rate)
+        super().__init__(**constants)
         self.every, self.factor, self.patience = every, factor, patience
         self._losses: list[float] = []
         self._scheduler: ReduceLROnPlateau | None = None
@@ -119,9 +121,10 @@ class Plateau(Watching):
             self._losses.clear()
 
 
-def plateau(guided: float | None = None, rate: float | None = None) -> Plateau:
-    """ReduceLROnPlateau as ESPnet's recipes set it, an epoch of 50 steps, on the host's default guidance."""
-    return Plateau(guided=guided, rate=rate)
+def plateau(**constants: float) -> Plateau:
+    """ReduceLROnPlateau as ESPnet's recipes set it, an epoch of 50 steps; ``constants`` as in ``Plain``, else the
+    host's."""
+    return Plateau(**constants)
 
 
 class AutoFix(Watching):

@@ -26,24 +26,24 @@ class Scalarised(Plain):
 
     Args:
         scalarizer: of a tensor with one value per task, in the order of ``TASKS``.
-        guided, rate: as in ``Plain``.
+        constants: as in ``Plain``; a forward-sum term is added to what the scalarizer makes.
     """
 
-    def __init__(self, scalarizer: Scalarizer, guided: float | None = None, rate: float | None = None) -> None:
-        super().__init__(guided=guided, rate=rate)
+    def __init__(self, scalarizer: Scalarizer, **constants: float) -> None:
+        super().__init__(**constants)
         self.scalarizer = scalarizer
         self._host: Callable[..., Any] | None = None
         self._terms: list[Tensor] = []
         self._handles: list[Any] = []
 
     def attach(self, run: Training) -> None:
-        super().attach(run)
         self._host = run.tts.forward
         self._handles = [
             run.tts.taco2_loss.register_forward_hook(self._keep),
             run.tts.attn_loss.register_forward_hook(self._keep),
         ]
         run.tts.forward = self._forward
+        super().attach(run)  # around ours: a constant term is no task of the scalarizer's
 
     def detach(self, run: Training) -> None:
         for handle in self._handles:
@@ -81,8 +81,8 @@ class Uncertainty(Scalarised):
             -6, which Adam at 1e-3 reaches after 6000 steps; short runs need about 25 to get anywhere.
     """
 
-    def __init__(self, pace: float = 1.0, guided: float | None = None, rate: float | None = None) -> None:
-        super().__init__(UW(len(TASKS)), guided, rate)
+    def __init__(self, pace: float = 1.0, **constants: float) -> None:
+        super().__init__(UW(len(TASKS)), **constants)
         self.pace = pace
 
     def attach(self, run: Training) -> None:
@@ -103,8 +103,8 @@ class Dwa(Scalarised):
         every: steps of what it takes for an epoch; the weights stay equal for the first two.
     """
 
-    def __init__(self, every: int = 25, guided: float | None = None, rate: float | None = None) -> None:
-        super().__init__(DWA(temperature=2.0), guided, rate)
+    def __init__(self, every: int = 25, **constants: float) -> None:
+        super().__init__(DWA(temperature=2.0), **constants)
         self.every = every
 
     def step(self, run: Training, step: int) -> None:
@@ -124,8 +124,8 @@ class Famo(Scalarised):
     host's Adam has eps 1e-6, which would eat that; the papers' code leaves 1e-8, and so does this arm.
     """
 
-    def __init__(self, guided: float | None = None, rate: float | None = None) -> None:
-        super().__init__(FAMO(len(TASKS)), guided, rate)
+    def __init__(self, **constants: float) -> None:
+        super().__init__(FAMO(len(TASKS)), **constants)
         self._batch: tuple[tuple[Any, ...], dict[str, Any], Tensor] | None = None
 
     def attach(self, run: Training) -> None:
@@ -159,16 +159,16 @@ class Famo(Scalarised):
         return values
 
 
-def uncertainty(pace: float = 1.0, guided: float | None = None, rate: float | None = None) -> Uncertainty:
-    """Uncertainty weighting; on the host's default guidance unless told otherwise."""
-    return Uncertainty(pace, guided, rate)
+def uncertainty(pace: float = 1.0, **constants: float) -> Uncertainty:
+    """Uncertainty weighting; ``constants`` as in ``Plain``, else the host's."""
+    return Uncertainty(pace, **constants)
 
 
-def dwa(guided: float | None = None, rate: float | None = None) -> Dwa:
-    """Dynamic weight average, an epoch of 25 steps; on the host's default guidance unless told otherwise."""
-    return Dwa(guided=guided, rate=rate)
+def dwa(**constants: float) -> Dwa:
+    """Dynamic weight average, an epoch of 25 steps; ``constants`` as in ``Plain``, else the host's."""
+    return Dwa(**constants)
 
 
-def famo(guided: float | None = None, rate: float | None = None) -> Famo:
+def famo(**constants: float) -> Famo:
     """FAMO; it takes logarithms, so the guided weight that it starts from plays no part."""
-    return Famo(guided, rate)
+    return Famo(**constants)

@@ -65,12 +65,15 @@ class GuidedAttentionAgent:
         moves = {k: KNOBS[k].approach(knobs[k], t, rate) for k, t in targets.items() if k in knobs}
         sides = {"diagonality": report.diagonality, "focus": report.focus, "coverage": report.coverage}
         weakest = min(sides, key=lambda side: sides[side])
-        reason = (
-            f"attention_diag {report.attention_diag:.2f} (weakest side: {weakest}): "
-            f"guided weight {self._far_off(knobs.get(GUIDED_WEIGHT))}toward {targets[GUIDED_WEIGHT]:.2f}, "
-            f"width toward {targets[GUIDED_SIGMA]:.2f}, "
-            f"forward-sum toward {targets[FORWARD_SUM_WEIGHT]:.3f}{fear}"
-        )
+        far_off = self._far_off(knobs.get(GUIDED_WEIGHT))
+        goals = {
+            GUIDED_WEIGHT: f"guided weight {far_off}toward {targets[GUIDED_WEIGHT]:.2f}",
+            GUIDED_SIGMA: f"width toward {targets[GUIDED_SIGMA]:.2f}",
+            FORWARD_SUM_WEIGHT: f"forward-sum toward {targets[FORWARD_SUM_WEIGHT]:.3f}",
+        }
+        aims = ", ".join(goal for knob, goal in goals.items() if knob in knobs)
+        where = f"attention_diag {report.attention_diag:.2f} (weakest side: {weakest})"
+        reason = f"{where}: {aims}{fear}" if aims else f"{where}{fear}"
         evidence = {**sides, "attention_diag": report.attention_diag, "feared": feared, "rate": rate}
         return Proposal(self.name, moves, reason, evidence)
 

@@ -38,6 +38,8 @@ TIGHT_CLIP = 3.0
 _LEVEL = 1.0
 _SPIKY = 0.15
 _CALM = 0.05
+# A loss scale that is looked for leaves out every other step at worst, and the rate is not to blame.
+_MOST_LEFT_OUT = 0.6
 # At a tenth of what healthy runs show, the rate is far from where it matters, and is doubled instead.
 _TIMID_UPDATE_RATIO = 3e-4
 # Probability of divergence within 25 steps, by the temporal model, above which the rate is not raised.
@@ -84,7 +86,12 @@ class LearningRateAgent:
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
         """One move of the rate, with the clip tightened while gradients spike."""
         z = slope_z(context)
-        if z is None or LEARNING_RATE not in knobs:
+        clip, clip_reason = _clip(context, knobs.get(GRAD_CLIP))
+        tightened = {} if clip is None else {GRAD_CLIP: clip}
+        if LEARNING_RATE not in knobs:
+            reason = clip_reason or "the rate is not steered"
+            return Proposal(self.name, tightened, reason, {"grad_spikes": context.grad_spikes})
+        if z is None:
             return Proposal(self.name, {}, "too little seen yet to judge the rate")
         self._decisions += 1
         self._ceiling_age += 1
@@ -106,11 +113,8 @@ class LearningRateAgent:
             evidence |= _expected(context.forecast, context.filtered.get("loss"))
         factor, reason = self._factor(context, knobs, z)
         moves = {} if factor == 1.0 else {LEARNING_RATE: knobs[LEARNING_RATE] * factor}
-        clip, clip_reason = _clip(context, knobs.get(GRAD_CLIP))
-        if clip is not None:
-            moves[GRAD_CLIP] = clip
-            reason = f"{reason}; {clip_reason}"
-        return Proposal(self.name, moves, reason, evidence)
+        reason = f"{reason}; {clip_reason}" if tightened else reason
+        return Proposal(self.name, moves | tightened, reason, evidence)
 
     def _factor(self, context: TrainingContext, knobs: Mapping[str, float], z: float) -> tuple[float, str]:
         multiplier = knobs[LEARNING_RATE]
@@ -190,6 +194,8 @@ class LearningRateAgent:
             return "the host does not say its rate, or it is 0: no raise"
         if context.grad_spikes > _CALM:
             return f"{context.grad_spikes:.0%} of the gradient norms spike: no raise"
+        if context.left_out > _MOST_LEFT_OUT:
+            return f"{context.left_out:.0%} of the steps were left out, gradients not finite: no raise"
         forecast, loss = context.forecast, context.filtered.get("loss")
         if forecast is not None and forecast.divergence[0] > _UNSAFE:
             return f"divergence within {forecast.horizons[0]} steps is {forecast.divergence[0]:.0%} likely: no raise"
@@ -232,7 +238,10 @@ class LearningRateAgent:
 
 
 class RecentLowest:
-    """The lowest filtered level of the loss at the newest decisions; it begins anew with the filter."""
+    """The lowest filtered level of the loss at the newest decisions; it begins anew with the filter.
+
+    A filter that has begun anew has seen fewer values than at the decision before, or none more.
+    """
 
     def __init__(self) -> None:
         self._levels: list[float] = []
@@ -240,10 +249,14 @@ class RecentLowest:
 
     def above(self, loss: FilterReport | None) -> float:
         """How far the loss now stands above it, in noise widths of one value, in [0, 1e6]; call once per decision."""
-        if loss is None or loss.count < _SETTLED or not loss.noise > 0.0:
+        if loss is None:
             return 0.0
-        kept = self._levels if loss.count >= self._count else []
-        self._levels, self._count = [*kept, loss.level][-_NEWEST:], loss.count
+        if loss.count <= self._count:
+            self._levels = []
+        self._count = loss.count
+        if loss.count < _SETTLED or not loss.noise > 0.0:
+            return 0.0
+        self._levels = [*self._levels, loss.level][-_NEWEST:]
         return min((loss.level - min(self._levels)) / loss.noise, _MOST)
 
     def fell(self, loss: FilterReport | None, decisions: int) -> float:

@@ -10,7 +10,7 @@ from tts_brain.types import GATE_WEIGHT, KNOBS, MEL_WEIGHT, TVERSKY_ALPHA, TVERS
 
 
 class LossBalanceAgent:
-    """Owns the mel and gate weights and the Tversky prices; the controller holds the state."""
+    """Owns the mel and gate weights and the Tversky prices; the controller remembers the stop token's errors."""
 
     name: ClassVar[str] = "loss_balance"
     owns: ClassVar[tuple[str, ...]] = (MEL_WEIGHT, GATE_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA)
@@ -28,16 +28,18 @@ class LossBalanceAgent:
         stop = "stop token not seen yet"
         if errors is not None:
             evidence |= {"false_stops": errors[0], "missed_stops": errors[1]}
-            stop = f"{errors[0]:.2%} false and {errors[1]:.2%} missed stops"
-        goals = f"mel toward {targets[MEL_WEIGHT]:.2f}, gate toward {targets[GATE_WEIGHT]:.2f}"
-        reason = f"{context.phase.value}: {goals}; {stop}"
+            stop = f"of the stops {errors[0]:.2%} are false and {errors[1]:.2%} missed"
+        shown = {MEL_WEIGHT: "mel", GATE_WEIGHT: "gate"}
+        goals = ", ".join(f"{name} toward {targets[knob]:.2f}" for knob, name in shown.items() if knob in knobs)
+        reason = f"{context.phase.value}: {goals}; {stop}" if goals else stop
         return Proposal(self.name, moves, reason, evidence)
 
     def learn(self, moves: Mapping[str, tuple[float, float]], context: TrainingContext, *, kept: bool) -> None:
         """Targets follow the phase; a single move teaches nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"controller": self._controller.state_dict()}
+        """Nothing: what the controller knows is the manager's to keep."""
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._controller.load_state_dict(state["controller"])
+        pass

@@ -31,8 +31,8 @@ class ContextAnalyzer:
         history_size: values kept per series.
         phase_classifier_components: four, one per phase.
         trend_window: newest values that a trend rests on.
-        stability_threshold: relative noise of the loss (noise / level spread over the window) under which the
-            run counts as stable.
+        stability_threshold: noise of the loss over the height that it has come down from, under which the run counts
+            as stable: it is told to people, and decides nothing.
         phase_stickiness: see ``PhaseClassifier``.
         forecasts: also ask the temporal model, which looks at the newest 100 steps whatever ``history_size`` is.
     """
@@ -83,7 +83,7 @@ class ContextAnalyzer:
             self._forecaster.observe(observation, knobs)
         for name, value in observation.losses.items():
             self._append(name, observation.step, value)
-        norm = observation.grad_norm
+        norm = _NAN if observation.skipped else observation.grad_norm
         if norm is not None:
             self._append("grad_norm", observation.step, math.log(max(norm, 1e-12)) if _sane(norm) else _NAN)
         bad_loss = not all(_sane(v) for v in observation.losses.values())
@@ -111,7 +111,8 @@ class ContextAnalyzer:
         """Everything known now."""
         trends = {name: self._trend(name) for name in self._series}
         loss = trends.get("mel") or trends.get("total")
-        norms = [math.exp(v) for _, v in self._tail("grad_norm") if math.isfinite(v)]
+        newest = [v for _, v in self._tail("grad_norm")]
+        norms = [math.exp(v) for v in newest if math.isfinite(v)]
         middle = median(norms) if norms else _NAN
         return TrainingContext(
             step=self._step,
@@ -123,6 +124,7 @@ class ContextAnalyzer:
             stable=loss is not None and loss.count >= 4 and self._relative_noise(loss) < self._stability_threshold,
             grad_spikes=sum(n > _SPIKE * middle for n in norms) / len(norms) if norms else 0.0,
             grad_norm_median=middle,
+            left_out=1.0 - len(norms) / len(newest) if newest else 0.0,
             nonfinite_run=self._nonfinite_run,
             nonfinite_losses=self._nonfinite_losses,
             best_attention_diag=self.best_attention_diag,

@@ -140,7 +140,7 @@ class PhaseClassifier:
             raise ValueError(f"phase posterior {state['posterior']} is not four probabilities that sum to 1")
         level, error, size = (float(v) for v in state["level"])
         if not (np.all(np.isfinite([level, error])) and _LEAST_SIZE <= size < np.inf):
-            raise ValueError(f"phase level {state['level']} is not three finite numbers, the last above 0")
+            raise ValueError(f"phase level {state['level']} is not three finite numbers, the last >= {_LEAST_SIZE}")
         history, fit_on = _rows(state["history"]), _rows(state["fit_on"])
         mixture, seen = _fit(fit_on), int(state["seen"])
         self._history = deque(history, maxlen=self._history.maxlen)

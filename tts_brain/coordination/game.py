@@ -1,7 +1,9 @@
 """The game that the agents play: which share of its own wish each of them makes, and what a joint move is worth to it.
 
 Candidates of an agent: 0 (hold), ¼, ½, ¾ or all of the moves (``Knob.move``) that it proposes, for all its knobs alike.
-The laws that made the proposal stay the agent's wish; what is settled here is how much of it a joint move can bear.
+The laws that made the proposal stay the agent's wish; what is settled here is how much of it a joint move can bear. A
+proposal that only calms is made whole: an effect learned while the loss rose for another reason must not talk an agent
+out of lowering the rate.
 What agent i gains by the joint move of shares s:
 
     u_i(s) = wish_i s_i + Σ_c w_ic need_c E_c(s) + relief calm(s)
@@ -55,7 +57,7 @@ class Game:
 
     Args:
         agents: their names, in the order of the axes.
-        shares: candidates of each; an agent that wishes nothing has hold alone.
+        shares: candidates of each; an agent that wishes nothing has hold alone, one whose wish only calms the whole.
         terms: payoffs by what they come from: ``wish``, ``convergence``, ``attention_quality``, ``relief`` and
             ``strain``; each (N, m1, …, mN).
         sizes: how far each candidate moves, in whole moves.
@@ -81,7 +83,7 @@ def game(context: TrainingContext, scores: Criteria, wishes: Wishes) -> Game:
         scores: of the same context.
         wishes: by agent and knob, the move (``Knob.move``) of the proposal, within the knobs' limits.
     """
-    shares = tuple(SHARES if any(moves.values()) else (0.0,) for moves in wishes.values())
+    shares = tuple(_candidates(moves) for moves in wishes.values())
     grid = np.stack(np.meshgrid(*map(np.asarray, shares), indexing="ij"))  # (N, m1, …, mN)
     wish = np.array([movement(moves) for moves in wishes.values()])
     stir = np.array([movement(stirring(moves)) for moves in wishes.values()])
@@ -101,6 +103,12 @@ def game(context: TrainingContext, scores: Criteria, wishes: Wishes) -> Game:
     terms["strain"] = -price * part * (part.sum(axis=0) - part + _per_agent(own, grid) * part)
     sizes = tuple(tuple(s * size for s in each) for each, size in zip(shares, wish.tolist(), strict=True))
     return Game(tuple(wishes), shares, terms, sizes)
+
+
+def _candidates(wish: Mapping[str, float]) -> tuple[float, ...]:
+    if any(stirring(wish).values()):
+        return SHARES
+    return (1.0,) if any(wish.values()) else (0.0,)
 
 
 def movement(moves: Mapping[str, float]) -> float:

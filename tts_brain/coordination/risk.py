@@ -87,7 +87,7 @@ class RiskAssessor:
     record of the run is the only source: no constant is fitted to a corpus.
 
     Args:
-        max_risk: a knob's move that the book gives more is left out.
+        max_risk: a knob's move that the book gives more is left out, unless it calms.
         draws: plays per outlook, 20 or more.
         horizon: steps that are played: a bold move is judged and, if it hurt, undone within 2 x ``trial_steps``.
         seed: of the run; with the step it alone chooses the random numbers.
@@ -112,7 +112,9 @@ class RiskAssessor:
             course: what to simulate from; None leaves the outlook out.
         """
         parts = {knob: self._part(context, knob, move) for knob, move in moves.items()}
-        left_out = {knob: risk.reason for knob, risk in parts.items() if risk.probability > self._max_risk}
+        # What calms is never held: it is the cure.
+        stirs = stirring(moves)
+        left_out = {knob: parts[knob].reason for knob in stirs if parts[knob].probability > self._max_risk}
         moves = {knob: move for knob, move in moves.items() if knob not in left_out}
         budget, adds, outlook = self.budget(context), [], None
         tried = {knob: move for knob, move in tracked(stirring(moves)).items() if move}

@@ -25,6 +25,7 @@ _SILENCE_SHARE = 0.2
 # Labels say the end before so much of a clip: too early, or inverted. So much of it is one frame repeated: too late.
 _EARLY, _INVERTED, _ALIKE = 0.9, 0.1, 0.05
 _SURE_AFTER = 20  # measurements
+_SURE_RATIOS = 5  # of how far a step changes the weights, which is measured once per decision
 _MEMORY = 0.9
 _AGAIN_AFTER = 500
 # Steps left out under finite losses, of the newest so many: what half precision that overflows looks like. Those that a
@@ -222,9 +223,9 @@ class Diagnosis:
             return None
         high = self._in_a_row("high", ratio > _RATIO_HIGH)
         low = self._in_a_row("low", ratio < _RATIO_LOW and phase is TrainingPhase.PRE_ALIGNMENT)
-        if high >= _SURE_AFTER:
+        if high >= _SURE_RATIOS:
             return Advice("rate too high", f"the rate is too high: each step changes the weights by {ratio:.1%}")
-        if low >= _SURE_AFTER:
+        if low >= _SURE_RATIOS:
             return Advice(
                 "rate too low",
                 f"the rate is too low: each step changes the weights by {ratio:.2%}, before attention has formed",

@@ -185,15 +185,21 @@ class FeedbackLoopManager:
 
     def broken(self, context: TrainingContext, series: Sequence[tuple[int, float]]) -> str | None:
         """One sentence if the run has diverged or lost its alignment for good, else None. Call once per decision."""
-        recent = [v for _, v in series[-_LAST_BAD:] if math.isfinite(v)]
-        older = [v for _, v in series[:-_LAST_BAD] if math.isfinite(v)]
-        if len(recent) == _LAST_BAD and len(older) >= 2 * _LAST_BAD:
+        # The newest that are finite: a clip that is always bad must not hide a loss that stands high between.
+        values = [v for _, v in series if math.isfinite(v)]
+        recent, older = values[-_LAST_BAD:], values[:-_LAST_BAD]
+        if len(older) >= 2 * _LAST_BAD:
             noise = noise_level(np.asarray(older))
             level = median(recent)
             self._best_level = min(self._best_level, median(older[-2 * _LAST_BAD :]))
             if noise > 0 and min(recent) > self._best_level + self._sigmas * noise:
                 return f"the loss stands {(level - self._best_level) / noise:.0f} noise widths above its best"
         return self._lost(context)
+
+    @property
+    def losing(self) -> bool:
+        """At the newest decision ``attention_diag`` was under half of its best."""
+        return self._lost_since is not None
 
     def _lost(self, context: TrainingContext) -> str | None:
         best = context.best_attention_diag

@@ -20,7 +20,8 @@ class AdaptiveLossController:
     Args:
         initial_guided_weight: guided weight a run starts with, normalised (host weight / mean text length).
         tversky_A, tversky_B: see ``tversky_coefficients``.
-        adaptation_rate: share of the way (in logarithms) to the target that one decision goes, in (0, 1].
+        adaptation_rate: share of the way (in logarithms) to the target that one decision goes, and that the smoothed
+            errors of the stop token go to the newest; in (0, 1].
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class AdaptiveLossController:
 
     @property
     def stop_errors(self) -> tuple[float, float] | None:
-        """Smoothed (false positive, false negative) shares of the frames; None before the first."""
+        """Smoothed (false positive, false negative) shares (``StopTokenCounts``); None before the first."""
         return self._errors
 
     def observe(self, stop: StopTokenCounts) -> None:

@@ -73,7 +73,7 @@ class Chronicle:
             return
         context = self._manager.decided_on
         values = {f"knob_{name}": value for name, value in decision.after.items()}
-        values |= {"phase": float(context.phase.index), "certainty": context.certainty}
+        values |= {"phase": float(context.phase.index), "certainty": context.certainty, "stable": float(context.stable)}
         if context.attention is not None:
             values |= {n: getattr(context.attention, n) for n in ("diagonality", "focus", "coverage", "attention_diag")}
         self._dashboard(step, values)

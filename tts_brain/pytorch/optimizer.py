@@ -33,7 +33,6 @@ class OptimizerTap:
         skipped: the newest step had a non-finite gradient, and nothing was changed by it.
         grad_norm: L2 norm of the newest gradient as the optimizer got it (after the host's own clipping); NaN with
             ``guard=False``.
-        update_ratio: ``|Δw| / |w|`` of the newest step that ``watch_next`` asked for, NaN before.
     """
 
     def __init__(
@@ -44,7 +43,7 @@ class OptimizerTap:
         self.steps = 0
         self.skipped = False
         self.grad_norm = math.nan
-        self.update_ratio = math.nan
+        self._update_ratio = math.nan
         self._optimizer = optimizer
         self._guard = guard
         self._on_fault = on_fault
@@ -64,6 +63,11 @@ class OptimizerTap:
     def watching(self) -> bool:
         """Will the next step be measured?"""
         return self._watch
+
+    def take_update_ratio(self) -> float:
+        """``|Δw| / |w|`` of the step that ``watch_next`` asked for, once; NaN before it and after."""
+        ratio, self._update_ratio = self._update_ratio, math.nan
+        return ratio
 
     def release(self) -> None:
         """Back to the host's own behaviour, hooks left in place: a fault must not leave a rate multiplied."""
@@ -139,5 +143,5 @@ class OptimizerTap:
 
     def _measure_update(self) -> None:
         ratios = torch.stack([(p.detach() - old).norm() / old.norm().clamp(min=1e-12) for p, old in self._before])
-        self.update_ratio = float(ratios.median())
+        self._update_ratio = float(ratios.median())
         self._before, self._watch = [], False

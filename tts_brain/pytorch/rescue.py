@@ -46,6 +46,7 @@ class Rescue:
             folder=own if config.snapshot_place == "disk" else None,
         )
         self._refused = False
+        self._restored: int | None = None  # the newest one that was put back
 
     def maybe_take(self, step: int) -> str:
         """Take a snapshot when it is time; returns why there will be none, once, else an empty text."""
@@ -61,6 +62,8 @@ class Rescue:
     def roll_back(self, step: int) -> int | None:
         """Put a snapshot back that is older than the move on trial, or the newest, and tell the manager.
 
+        What has just failed to help is not put back again where there is an older one.
+
         Whatever goes wrong on this rank, it makes every call that the other ranks wait for.
 
         Returns:
@@ -74,7 +77,11 @@ class Rescue:
         before = step - manager.config.trial_steps
         target = self._snapshots.newest(before)
         target = self._snapshots.newest() if target is None else target
+        if count > 1 and target is not None and target == self._restored:
+            older = self._snapshots.newest(target - 1)
+            target = target if older is None else older
         restored = self._restore(target) if self._ranks.agree(target) else None
+        self._restored = restored
         manager.rolled_back(failed_at=step, count=count, restored=restored is not None, trial=trial)
         return restored
 

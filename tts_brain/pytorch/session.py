@@ -426,9 +426,9 @@ class BrainSession:
         for tap in self._taps:
             tap.rate_multiplier = knobs.get(LEARNING_RATE, 1.0)
         clip = knobs.get(GRAD_CLIP, GRAD_CLIP_OFF)
-        median = self.manager.decided_on.grad_norm_median if clip < GRAD_CLIP_OFF else math.nan
+        usual = self.manager.usual_grad_norm if clip < GRAD_CLIP_OFF else math.nan
         for tap in self._taps:
-            tap.clip_norm = clip * median if math.isfinite(median) else math.inf
+            tap.clip_norm = clip * usual if math.isfinite(usual) else math.inf
 
     def _roll_back(self) -> int | None:
         """Go back to a snapshot, with all ranks; the step restored, None without one."""

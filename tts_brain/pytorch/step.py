@@ -54,7 +54,7 @@ class StepUnderWay:
             losses={name: value / self.batches for name, value in self.sums.items()},
             grad_norm=math.nan if skipped else norm,
             learning_rate=learning_rate,
-            update_ratio=_finite_or_none(tap.update_ratio),
+            update_ratio=_finite_or_none(tap.take_update_ratio()),
             attention=None if self.attention is None else report(self.attention),
             stop=None if stop is None else stop.take(),
             text_length=text_length,
