@@ -146,13 +146,14 @@ def test_a_flat_loss_raises_the_rate_before_alignment_and_eases_it_after() -> No
 
 def test_a_rate_of_the_hosts_above_the_highest_is_eased_while_nothing_moves_and_the_highest_is_kept() -> None:
     above, at_it = LearningRateAgent(MAX_RATE), LearningRateAgent(MAX_RATE)
-    assert min(rate_wish(above, learning_rate=10 * MAX_RATE) for _ in range(6)) < 1.0
+    assert min(rate_wish(above, learning_rate=10 * MAX_RATE, update_ratio=1e-2) for _ in range(6)) < 1.0
     assert {rate_wish(at_it, learning_rate=MAX_RATE) for _ in range(20)} == {1.0}
 
 
 def test_the_hosts_rate_is_called_too_high_or_too_low_where_the_loss_shows_it() -> None:
     agent = LearningRateAgent(5e-3)
-    said = [agent.propose(context(learning_rate=1e-2), {LEARNING_RATE: 1.0}).reason for _ in range(9)]
+    high = context(learning_rate=1e-2, update_ratio=1e-2)
+    said = [agent.propose(high, {LEARNING_RATE: 1.0}).reason for _ in range(9)]
     assert "the rate 1.0e-02 is too high" in said[5] and not any("too high" in reason for reason in said[:5])
     for host, multiplier, too_low in ((1e-4, 10.0, True), (1e-3, 3.0, False)):
         seen = context(learning_rate=host, loss_z=-5.0)
@@ -234,6 +235,16 @@ def test_a_rate_under_which_the_loss_jumped_is_a_ceiling() -> None:
     agent = LearningRateAgent(max_learning_rate=1.0)
     levels(agent, 0.0, 3.0, 3.0)
     assert rate_wish(agent, 0.7, loss_z=-5.0, phase=TrainingPhase.REFINEMENT) == 0.7
+
+
+def test_a_high_rate_of_an_optimizer_with_rates_of_another_size_is_left_alone() -> None:
+    """Adadelta's ordinary rate is 1; Adam at 1e-2 changes the weights by per cents a step."""
+    for ratio, eased in ((1e-3, False), (2e-2, True), (math.nan, True)):
+        agent = LearningRateAgent(5e-3)
+        seen = {"phase": TrainingPhase.PRE_ALIGNMENT, "learning_rate": 1.0, "update_ratio": ratio}
+        wishes = [rate_wish(agent, 1.0, loss_z=0.1, **seen) for _ in range(20)]
+        assert (min(wishes) < 1.0) is eased, ratio
+        assert max(wishes) == 1.0
 
 
 def test_a_rate_far_too_low_is_doubled() -> None:

@@ -1,11 +1,16 @@
-"""What a batch's lengths make of the guided weight."""
+"""What is taken from a batch: the guided weight's unit, a few utterances' attention."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_brain.pytorch.capture import tokens_per_utterance
+from tts_brain.attention.metrics import report
+from tts_brain.pytorch.capture import measure_some, tokens_per_utterance
+from tts_brain.pytorch.step import StepUnderWay
+from tts_brain.types import AttentionReport
 
 utterances = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 60)), min_size=1, max_size=5)
 
@@ -25,3 +30,25 @@ def test_a_mean_over_cells_times_tokens_is_the_mean_penalty_per_frame(
 
 def test_long_utterances_count_for_more() -> None:
     assert tokens_per_utterance(torch.tensor([10, 40]), torch.tensor([1, 3])) == 32.5
+
+
+def told(values: torch.Tensor) -> AttentionReport | None:
+    """What the manager is told of measured utterances."""
+    taps = SimpleNamespace(grad_norm=1.0, take_update_ratio=lambda: 1e-3)
+    rest = {"skipped": False, "grad_norm": None, "learning_rate": None, "text_length": None, "stop": None}
+    return StepUnderWay({"total": 1.0}, 1, values).observation(1, taps, **rest).attention
+
+
+def test_an_utterance_of_which_nothing_can_be_told_is_left_out() -> None:
+    """One token: any attention is perfect and none says so. Hosts sort by length, so that the last is the shortest."""
+    perfect = torch.eye(6).repeat_interleave(2, 0)  # (12, 6)
+    letter = torch.zeros(12, 6)
+    letter[:, 0] = 1.0
+    attention = torch.stack([perfect, perfect, perfect, letter])
+    frames, tokens = torch.tensor([12, 12, 12, 12]), torch.tensor([6, 6, 6, 1])
+    some = told(measure_some(attention, frames, tokens, 4))
+    assert some == report(measure_some(attention[:3], frames[:3], tokens[:3], 3))
+    assert some is not None and some.attention_diag > 0.99
+    assert told(measure_some(attention[3:], frames[3:], tokens[3:], 4)) is None
+    one_frame = torch.tensor([1])
+    assert told(measure_some(attention[:1, :1], one_frame, tokens[:1], 4)) is None

@@ -209,6 +209,23 @@ def test_a_fault_of_ours_is_reported_and_the_step_is_the_hosts() -> None:
     assert tap.steps == 1
 
 
+def test_a_fused_optimizer_that_leaves_itself_out_makes_no_step() -> None:
+    """Its gradients still hold the scaler's scale where the host does not clip."""
+    run = Run("sgd")
+    run.optimizer = torch.optim.Adam(run.model.parameters(), lr=RATE, fused=True)
+    tap, scaler = run.tap(), torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    run.backward(scale=2.0**12)
+    own = torch.nn.utils.get_total_norm([p.grad for p in run.model.parameters()]).item() / 2.0**12
+    scaler.scale(torch.zeros(()))  # as a host's backward would have
+    scaler.step(run.optimizer)
+    scaler.update()
+    assert (tap.steps, tap.skipped) == (1, False) and tap.grad_norm == pytest.approx(own)
+    before = run.weights.clone()
+    run.backward(NAN, scale=2.0**12)
+    scaler.step(run.optimizer)
+    assert (tap.steps, tap.skipped) == (1, False) and torch.equal(run.weights, before)
+
+
 def test_the_update_ratio_is_measured_when_asked_for() -> None:
     run = Run("sgd", rate=1e-3)
     tap = run.tap()

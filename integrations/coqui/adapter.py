@@ -24,6 +24,7 @@ from tts_brain.config import BrainConfig
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.pytorch.audio import look_at_some
 from tts_brain.pytorch.capture import tokens_per_utterance
+from tts_brain.pytorch.replaced import Replaced
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import (
     GATE_WEIGHT,
@@ -99,16 +100,12 @@ class CoquiAdapter:
         self._text_length: float | None = None
         self._in_step = False
         self._sidecar_due: int | None = None
-        self._wrappers = {
-            "train_step": self._on_train_step,
-            "save_checkpoint": self._on_save_checkpoint,
-            "save_best_model": self._on_save_best_model,
-            "_fit": self._on_fit,
-        }
-        self._own_before = {name: trainer.__dict__[name] for name in self._wrappers if name in trainer.__dict__}
-        self._host = {name: getattr(trainer, name) for name in self._wrappers}
-        for name, wrapper in self._wrappers.items():
-            setattr(trainer, name, wrapper)
+        self._ended_at: int | None = None  # the host's step at which the journal was closed
+        self._one_language = len(_languages(trainer.train_samples)) <= 1
+        self._train_step = Replaced(trainer, "train_step", self._on_train_step)
+        self._save_checkpoint = Replaced(trainer, "save_checkpoint", self._on_save_checkpoint)
+        self._save_best_model = Replaced(trainer, "save_best_model", self._on_save_best_model)
+        self._fit = Replaced(trainer, "_fit", self._on_fit)
         if trainer.continue_run:
             # The trainer resumes one step after the checkpoint's. A missing file is said as plainly as a torn one.
             path = self._sidecar(trainer.total_steps_done - 1)
@@ -132,26 +129,27 @@ class CoquiAdapter:
 
         A method that somebody wrapped after us stays wrapped; ours only passes the call on from here.
         """
-        attributes = self._trainer.__dict__
-        for name, wrapper in self._wrappers.items():
-            if attributes.get(name) == wrapper:
-                del attributes[name]
-                attributes |= {name: self._own_before[name]} if name in self._own_before else {}
-        attributes.pop("brain", None)
+        for replaced in (self._train_step, self._save_checkpoint, self._save_best_model, self._fit):
+            replaced.give_back()
+        self._trainer.__dict__.pop("brain", None)
         self._criterion.detach()
+        self._close("detached")
+
+    def _close(self, message: str) -> None:
+        self._ended_at = self._trainer.total_steps_done
         with self.session.fence():
-            self.session.close()
+            self.session.close(message)
 
     # observe
 
     def _on_train_step(self, batch: Any, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         if not self.session.active:
-            return self._host["train_step"](batch, *args, **kwargs)
+            return self._train_step.host(batch, *args, **kwargs)
         with self.session.fence():
             self._before_step(batch)
         self._in_step = True
         try:
-            outputs, losses = self._host["train_step"](batch, *args, **kwargs)
+            outputs, losses = self._train_step.host(batch, *args, **kwargs)
         finally:
             self._in_step = False
         decision = None
@@ -183,8 +181,10 @@ class CoquiAdapter:
         if "ga_loss" in losses:
             raw["guided"] = _number(losses["ga_loss"]) * self._criterion.tokens
         self.session.see_batch(self._facts(batch, raw))
-        # 0 is what the host logs for a norm that was not finite, or not computed.
-        norm = _number(losses.get("grad_norm", 0.0))
+        # 0 is what the host logs for a norm that was not finite, or not computed. Where it does not clip it measures
+        # before the scaler has taken its scale back.
+        scaled = self._trainer.scaler is not None and not getattr(self._trainer.config, "grad_clip", None)
+        norm = 0.0 if scaled else _number(losses.get("grad_norm", 0.0))
         return self.session.after_batch(
             raw,
             grad_norm=norm if norm > 0.0 else None,
@@ -204,7 +204,8 @@ class CoquiAdapter:
             bad = tuple(name for name, good in zip(known, finite, strict=True) if not good)
         measured = (self.session.step + 1) % self.session.config.attention_every == 0 and not bad
         some = look_at_some(features, lengths, batch.get("stop_targets"), lengths) if measured else {}
-        rates = tuple((batch["token_id_lengths"] / lengths).tolist())
+        # Scripts differ in how many signs a second takes.
+        rates = tuple((batch["token_id_lengths"] / lengths).tolist()) if self._one_language else ()
         return BatchFacts(len(features), names, bad, text_rates=rates, **some)
 
     def _show_dashboard(self, step: int, values: Mapping[str, float]) -> None:
@@ -215,7 +216,7 @@ class CoquiAdapter:
     def _on_save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         with self.session.fence():
             self.session.heal()  # a NaN batch may just have gone through
-        self._host["save_checkpoint"](*args, **kwargs)
+        self._save_checkpoint.host(*args, **kwargs)
         # Inside train_step the brain has not seen this step yet; the sidecar must hold it.
         if self._in_step:
             self._sidecar_due = self._trainer.total_steps_done
@@ -233,13 +234,13 @@ class CoquiAdapter:
             trainer = self._trainer
             now, trainer.total_steps_done = trainer.total_steps_done, step
             try:
-                self._host["save_checkpoint"]()
+                self._save_checkpoint.host()
             finally:
                 trainer.total_steps_done = now
         self._save_sidecar(step)
 
     def _on_save_best_model(self, *args: Any, **kwargs: Any) -> None:
-        self._host["save_best_model"](*args, **kwargs)
+        self._save_best_model.host(*args, **kwargs)
         with self.session.fence():
             self._save_sidecar(self._trainer.total_steps_done)
 
@@ -247,7 +248,9 @@ class CoquiAdapter:
         return self._folder / f"state_{host_step}.safetensors"
 
     def _save_sidecar(self, host_step: int) -> None:
-        """One sidecar per checkpoint there is; those of deleted checkpoints go too."""
+        """One sidecar per checkpoint there is; those of deleted checkpoints go too. None once the run went on alone."""
+        if self._ended_at is not None and self._trainer.total_steps_done != self._ended_at:
+            return
         steps = set(_numbered(self._folder.parent, _CHECKPOINT))
         if host_step in steps:
             self.session.save(self._sidecar(host_step))
@@ -258,17 +261,21 @@ class CoquiAdapter:
     # end
 
     def _on_fit(self) -> None:
+        if self._ended_at is not None:
+            log.warning(
+                "[brain] it ended with the fit() before, and this one goes on without it. To have it, before fit(): "
+                "tts_brain_coqui.detach(trainer); tts_brain_coqui.attach(trainer)"
+            )
         try:
-            self._host["_fit"]()
+            self._fit.host()
         except BaseException as error:
+            self._close(f"the run ended with {type(error).__name__}: {error}")
             with self.session.fence():
-                self.session.close(f"the run ended with {type(error).__name__}: {error}")
                 # On Ctrl+C the host writes a checkpoint before it looks whether there is one.
                 if not (isinstance(error, KeyboardInterrupt) and self._trainer.config.save_on_interrupt):
                     self._rescue()
             raise
-        with self.session.fence():
-            self.session.close("finished")
+        self._close("finished")
 
     def _rescue(self) -> None:
         """The host removes a failed run's folder when it holds no checkpoint; the journal is worth keeping."""
@@ -278,6 +285,11 @@ class CoquiAdapter:
         kept = run.with_name(f"{run.name}.brain")
         shutil.copytree(self._folder, kept, dirs_exist_ok=True)
         log.warning("[brain] the trainer removes a failed run without checkpoint; the brain's files are in %s", kept)
+
+
+def _languages(samples: Any) -> set[Any]:
+    """Those of the training clips, as far as they are said."""
+    return {sample.get("language") for sample in samples or () if isinstance(sample, Mapping)}
 
 
 def _numbered(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:

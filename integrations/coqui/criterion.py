@@ -22,6 +22,7 @@ from tts_brain.attention.guide import guided_places
 from tts_brain.attention.terms import HostGuide, with_attention_terms
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
+from tts_brain.pytorch.replaced import Replaced
 from tts_brain.pytorch.session import BrainSession
 
 # The host's spectrogram terms and the attributes that weigh them. The decoder's SSIM is weighed by the postnet's
@@ -62,14 +63,15 @@ class CriterionTap:
         self._criterion = criterion
         self._session = session
         self._tversky_weight = tversky_weight
-        self._host_forward = criterion.forward
         self._host_sigma = host_sigma(criterion)
-        self._signature = signature(self._host_forward)
-        criterion.forward = self._forward
+        # Of the class: what somebody else has put in front of it may take (*args, **kwargs).
+        self._signature = signature(type(criterion).forward.__get__(criterion))
+        self._replaced = Replaced(criterion, "forward", self._forward)
+        self._host_forward = self._replaced.host
 
     def detach(self) -> None:
         """Give the host its ``forward`` back."""
-        self._criterion.__dict__.pop("forward", None)
+        self._replaced.give_back()
 
     def _forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         if not torch.is_grad_enabled():

@@ -133,7 +133,8 @@ class EspnetAdapter:
             return
         self.session.after_batch(
             {"total": total, **self._losses.raw},
-            grad_norm=_newest(reporter, "grad_norm"),
+            # Another norm than L2 cannot be held against the gradients' own.
+            grad_norm=_newest(reporter, "grad_norm") if float(self._options.grad_clip_type) == 2.0 else None,
             learning_rate=_newest(reporter, "optim0_lr0"),
             text_length=self._losses.text_length,
             ends_step=self._iterations % self._options.accum_grad == 0,
@@ -148,11 +149,12 @@ class EspnetAdapter:
         return self._folder / f"state_{epoch}.safetensors"
 
     def _save_sidecar(self, epoch: int) -> None:
+        """One for this epoch; of the others the one before stays. Those of later epochs are of an earlier run here."""
         self.session.save(self._sidecar(epoch))
         found = ((_SIDECAR.fullmatch(path.name), path) for path in self._folder.glob("state_*"))
-        ours = sorted((int(match[1]), path) for match, path in found if match)
-        for _, path in ours[:-_SIDECARS]:
-            path.unlink(missing_ok=True)
+        for match, path in found:
+            if match and not epoch - _SIDECARS < int(match[1]) <= epoch:
+                path.unlink(missing_ok=True)
 
 
 def _newest(reporter: SubReporter, name: str) -> float | None:

@@ -26,6 +26,7 @@ from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
 from tts_brain.pytorch.audio import look_at_some
 from tts_brain.pytorch.capture import tokens_per_utterance
+from tts_brain.pytorch.replaced import Replaced
 from tts_brain.pytorch.session import BrainSession
 
 
@@ -55,7 +56,6 @@ class LossTap:
         self._tts = tts
         self._session = session
         self._tversky_weight = tversky_weight
-        self._host_forward = tts.forward
         self._host_sigma = host_sigma(tts)
         # Of the class: what somebody else has put in front of it may take (*args, **kwargs).
         self._signature = signature(type(tts).forward.__get__(tts))
@@ -73,25 +73,31 @@ class LossTap:
         ]
         if tts.use_guided_attn_loss:
             self._handles.append(tts.attn_loss.register_forward_hook(self._keep_guided))
-        tts.forward = self._forward
+        self._replaced = Replaced(tts, "forward", self._forward)
+        self._host_forward = self._replaced.host
 
     def detach(self) -> None:
         """Give the host its ``forward`` back."""
         for handle in self._handles:
             handle.remove()
-        self._tts.__dict__.pop("forward", None)
+        self._replaced.give_back()
+
+    @property
+    def _watching(self) -> bool:
+        """Is this a training step, and are we still there? Else nothing of it is kept: it would take memory."""
+        return torch.is_grad_enabled() and self._session.active
 
     def _keep_attention(self, module: Any, inputs: Any, outputs: tuple[Tensor, ...]) -> None:
-        self._attention = outputs[3]
+        self._attention = outputs[3] if self._watching else None
 
     def _keep_terms(self, module: Any, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
-        self._loss_inputs, self._terms = inputs, outputs
+        self._loss_inputs, self._terms = (inputs, outputs) if self._watching else ((), ())
 
     def _keep_guided(self, module: Any, inputs: Any, output: Tensor) -> None:
-        self._guided_loss = output
+        self._guided_loss = output if self._watching else None
 
     def _forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        if not torch.is_grad_enabled() or not self._session.active:
+        if not self._watching:
             return self._host_forward(*args, **kwargs)
         self.raw, knobs = {}, self._session.knobs
         tokens = frames = None
@@ -118,7 +124,8 @@ class LossTap:
         steps = torch.div(mel, self._tts.reduction_factor, rounding_mode="floor")
         self._tokens = tokens_per_utterance(text + 1, steps)
         self.text_length = float((text + 1).double().mean())
-        self._text_rates = tuple((text / mel).tolist())
+        # Scripts differ in how many signs a second takes.
+        self._text_rates = tuple((text / mel).tolist()) if self._tts.langs is None else ()
         return tokens, frames
 
     def _after(self, loss: Tensor, knobs: Mapping[str, float], tokens: Tensor, frames: Tensor) -> Tensor:

@@ -69,6 +69,9 @@ class Probe:
 def clips(train_config: Path, folder: Path, limit: int | None = None) -> list[dict[str, Tensor]]:
     """The clips of a dump folder (``text``, ``wav.scp``), as a run with ``train_config`` reads them.
 
+    Speakers, languages and speaker vectors of a run that was trained with them are looked for in the folder too, then
+    beside those that it was validated with.
+
     Args:
         train_config: the ``config.yaml`` of a run; paths in it are relative to the recipe's folder.
         limit: only the first so many.
@@ -81,7 +84,11 @@ def clips(train_config: Path, folder: Path, limit: int | None = None) -> list[di
             raise FileNotFoundError(f"{folder / name} is missing; give a dump folder such as dump/raw/eval")
     args = _arguments(train_config)
     loader = TTSTask.build_streaming_iterator(
-        [(str(folder / "text"), "text", "text"), (str(folder / "wav.scp"), "speech", "sound")],
+        [
+            (str(folder / "text"), "text", "text"),
+            (str(folder / "wav.scp"), "speech", "sound"),
+            *_extras(args.valid_data_path_and_name_and_type, folder),
+        ],
         dtype="float32",
         batch_size=_BATCH,
         num_workers=0,
@@ -99,6 +106,24 @@ def clips(train_config: Path, folder: Path, limit: int | None = None) -> list[di
         # The host's encoder wants the longest text first.
         order = kept["text_lengths"].argsort(descending=True)
         found.append({name: value[order] for name, value in kept.items()})
+    return found
+
+
+def _extras(of_the_run: Sequence[Sequence[str]], folder: Path) -> list[tuple[str, str, str]]:
+    """Further inputs of the run's model, (path, name, type), for the clips of ``folder``."""
+    found = []
+    for written, name, kind in of_the_run:
+        if name not in _EXTRAS:
+            continue
+        path = Path(written)
+        places = (folder / path.name, path.parent.parent / folder.name / path.name)
+        there = next((place for place in places if place.is_file()), None)
+        if there is None:
+            raise FileNotFoundError(
+                f"this run was trained with {name}, and neither {places[0]} nor {places[1]} is there; "
+                "write that file for these clips"
+            )
+        found.append((str(there), name, kind))
     return found
 
 

@@ -1,6 +1,7 @@
 """The flag: in Python, in config.json and on the command line; and ``attach`` for own scripts."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 pytest.importorskip("TTS", reason="Coqui is not installed: pip install 'tts-brain[coqui]'")
 
-from coqui_run import assert_same, make_config, make_trainer, quick, records, run, weights
+from coqui_run import assert_same, events, make_config, make_trainer, quick, records, run, weights
 from TTS.config import load_config
 from TTS.tts.configs.fast_pitch_config import FastPitchConfig
 
@@ -254,6 +255,49 @@ def test_detach_between_two_steps(host: dict[str, Any], corpus: Path, tmp_path: 
     assert_same(trainer.optimizer[0].state_dict(), host["optimizer"])
     assert session.step == 1 and not session.active
     assert [r["message"] for r in records(trainer, "end")] == ["detached"]
+
+
+def test_a_loss_that_others_have_wrapped_is_read_all_the_same(corpus: Path, tmp_path: Path) -> None:
+    """Before us and after: theirs stays, and is called."""
+    trainer = make_trainer(make_config(corpus, tmp_path, **ADAM), steps=3)
+    criterion, calls = trainer.criterion[0], []
+
+    def wrap(name: str) -> Callable[..., Any]:
+        inner = criterion.forward
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            calls.append(name)
+            return inner(*args, **kwargs)
+
+        criterion.forward = forward
+        return forward
+
+    before = wrap("before")
+    attach(trainer, quick())
+    detach(trainer)
+    assert criterion.forward is before
+    adapter = attach(trainer, quick())
+    after = wrap("after")
+    trainer._fit()
+    assert calls == ["after", "before"] * 3
+    assert adapter.session.step == 3 and not events(trainer, "fault")
+    detach(trainer)
+    assert criterion.forward is after
+
+
+def test_a_second_fit_says_that_it_is_without_the_brain(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(corpus, tmp_path, save_checkpoints=True, save_step=2, **ADAM)
+    trainer = make_trainer(config, steps=3)
+    attach(trainer, quick())
+    trainer._fit()
+    sidecars = sorted((trainer.output_path / "brain").glob("state_*"))
+    with caplog.at_level(logging.WARNING):
+        trainer._fit()
+    assert "this one goes on without it" in caplog.text
+    assert trainer.total_steps_done == 6
+    assert not set((trainer.output_path / "brain").glob("state_*")) - set(sidecars)
 
 
 def test_detach_leaves_what_others_wrapped(corpus: Path, tmp_path: Path) -> None:

@@ -109,6 +109,18 @@ def test_the_recipe_trains_with_one_flag(clips: Path, tmp_path: Path):
     assert [r for r in records if r["kind"] == "decision"]
 
 
+def test_the_recipe_goes_on_with_a_run_as_it_was_made(clips: Path, tmp_path: Path):
+    """Its r shapes the model; and a brain that is switched off stays off whatever the saved config says."""
+    common = ["--data", str(clips), "--out", str(tmp_path)]
+    flags = {"batch_size": 8, "eval_batch_size": 2, "r": 7, "epochs": 1, "run_eval": "false", "save_step": 2}
+    _recipe([*common, *(word for name, value in flags.items() for word in (f"--coqpit.{name}", str(value)))])
+    (run,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    text = _recipe([*common, "--no-brain", "--continue_path", str(run), "--coqpit.epochs", "2"])
+    assert "Partial model initialization" not in text and "[brain]" not in text
+    assert [r["kind"] for r in read_journal(run)].count("start") == 1
+    assert json.loads((run / "config.json").read_text())["r"] == 7
+
+
 def test_the_recipe_refuses_a_bad_corpus(tmp_path: Path):
     text = _recipe(["--data", str(tmp_path / "missing"), "--out", str(tmp_path)], status=1)
     assert "missing" in text and "Traceback" not in text

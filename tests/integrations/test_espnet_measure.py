@@ -68,6 +68,19 @@ def test_the_command_prints_both_and_writes_json(
     assert f"{rows[0]['l1']:.3f}" in capsys.readouterr().out
 
 
+def test_further_inputs_of_the_model_are_read_too(espnet_data: Data, tmp_path: Path, capsys: Any) -> None:
+    tts_conf = {"spks": 3, "spk_embed_dim": 4, "spk_embed_integration_type": "concat"}
+    run = train(tmp_path, espnet_data.config(tts_conf=tts_conf, extras=("sids", "spembs")))
+    arguments = [str(run.path), "--limit", "2", "--clips"]
+    assert measure.main([*arguments, str(espnet_data.folder)]) == 0
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("text", "wav.scp"):
+        (bare / name).write_text((espnet_data.folder / name).read_text())
+    assert measure.main([*arguments, str(bare)]) == 2
+    assert "trained with sids, and neither" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("run_folder", "clip_folder", "says"),
     [("nowhere", "", "nowhere/config.yaml is missing"), ("", "nowhere", "nowhere/text is missing")],

@@ -1,6 +1,7 @@
 """The brain at work in real runs of ESPnet's TTSTask: models, accumulation, AMP, faults, resume."""
 
 import logging
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -109,6 +110,34 @@ def test_amp_the_scaler_may_look_for_its_scale(
     assert_finite(run)
 
 
+def test_amp_a_scale_that_is_never_found_is_said(
+    espnet_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Gradients that are not finite at any scale: after the search, each is a step left out."""
+    monkeypatch.setattr("espnet2.train.trainer.GradScaler", lambda: CpuScaler(2.0**16))
+
+    def spoil(adapter: EspnetAdapter) -> None:
+        weight = next(iter(adapter.session.parts["model"].parameters()))
+        weight.register_hook(lambda gradient: gradient * math.inf)
+
+    on_attach(monkeypatch, spoil)
+    with caplog.at_level(logging.WARNING):
+        run = train(tmp_path, espnet_data.config(use_amp=True, num_iters_per_epoch=48, **BRAIN))
+    assert [o["step"] for o in run.records("observation")] == list(range(1, 48 - 24 + 1))
+    assert len(run.events("skipped_gradient")) == 24
+    assert "half precision overflows like that" in caplog.text
+    assert run.events("rollback")
+
+
+def test_another_norm_than_l2_is_not_held_against_the_gradients(espnet_data: Data, tmp_path: Path) -> None:
+    seen = {}
+    for kind in (2.0, "inf"):
+        config = espnet_data.config(grad_clip_type=kind, grad_clip=1e6, **BRAIN)
+        run = train(tmp_path / str(kind), config)
+        seen[kind] = run.records("observation")[0]["grad_norm"]
+    assert seen["inf"] == pytest.approx(seen[2.0], rel=1e-4)
+
+
 # Faults of the run.
 
 
@@ -196,6 +225,17 @@ def test_resume_goes_on_where_it_was(every: int, espnet_data: Data, tmp_path: Pa
     assert any(d["before"] != d["after"] for d in whole.records("decision") if d["step"] > 6)
     assert len(parts.records("start")) == 2
     assert sorted(p.name for p in parts.path.glob("brain/state_*")) == ["state_2.safetensors", "state_3.safetensors"]
+
+
+def test_a_run_begun_anew_keeps_its_own_sidecars(espnet_data: Data, tmp_path: Path) -> None:
+    """Those of an earlier run in this folder have higher numbers."""
+    brain = train(tmp_path, espnet_data.config(**BRAIN)).path / "brain"
+    for epoch in (9, 10):
+        shutil.copy(brain / "state_1.safetensors", brain / f"state_{epoch}.safetensors")
+    (brain / "state_of_mind.txt").write_text("mine")
+    train(tmp_path, espnet_data.config(max_epoch=2, **BRAIN), None, "--resume", "false")
+    kept = {"state_1.safetensors", "state_2.safetensors", "state_of_mind.txt"}
+    assert {path.name for path in brain.glob("state_*")} == kept
 
 
 @pytest.mark.parametrize("harm", ["missing", "damaged"])

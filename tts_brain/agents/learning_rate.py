@@ -42,6 +42,8 @@ _CALM = 0.05
 _MOST_LEFT_OUT = 0.6
 # At a tenth of what healthy runs show, the rate is far from where it matters, and is doubled instead.
 _TIMID_UPDATE_RATIO = 3e-4
+# Under this a rate above the highest is an ordinary one, whatever its number: Adam at 1e-2 changes weights by some 1 %.
+_ORDINARY_UPDATE_RATIO = 1.5e-3
 # Probability of divergence within 25 steps, by the temporal model, above which the rate is not raised.
 _UNSAFE = 0.2
 # After an undo, the rate stays this far under the one that hurt, until a later phase or for so many decisions: what a
@@ -137,7 +139,7 @@ class LearningRateAgent:
                 self._flat, self._eased_at = 0, self._decisions
                 self._forbid(rate, context)
                 flat = f"flat for {_PLATEAU_DECISIONS} decisions or more"
-                if rate > self._max_rate * _TOLERANCE:
+                if self._too_high(context, rate):
                     return factor, f"{flat}, and the rate {rate:.1e} is too high for a higher one to help: ease it"
                 return factor, f"{flat}, higher is no way out: ease the rate"
         if z < FALLS or (searching and z < _LEVEL):
@@ -146,7 +148,7 @@ class LearningRateAgent:
 
     def _ease(self, context: TrainingContext, rate: float, multiplier: float) -> float:
         """Where the loss is flat: factor of the rate, 1 where a higher one is still to be tried."""
-        if context.phase.index >= TrainingPhase.REFINEMENT.index or rate > self._max_rate * _TOLERANCE:
+        if context.phase.index >= TrainingPhase.REFINEMENT.index or self._too_high(context, rate):
             return EASE  # also of a host that began above the highest: it may be why nothing moves
         if context.phase is TrainingPhase.PRE_ALIGNMENT or rate < self._limit()[0] / _SMALLEST_RAISE:
             return 1.0
@@ -155,6 +157,10 @@ class LearningRateAgent:
         # The search has come to the top, attention is forming, and the loss comes down no further: its noise is the
         # rate's (full-size Tacotron2). Back, but not below where the host began, as no alignment is there yet.
         return min(max(LOWER, 1.0 / multiplier), 1.0)
+
+    def _too_high(self, context: TrainingContext, rate: float) -> bool:
+        """Above the highest, and not one of an optimizer whose rates are of another size (SGD, Adadelta)."""
+        return rate > self._max_rate * _TOLERANCE and not context.update_ratio < _ORDINARY_UPDATE_RATIO
 
     def _forbid(self, rate: float, context: TrainingContext) -> None:
         """Keep under this rate for a while."""

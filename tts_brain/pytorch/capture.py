@@ -19,15 +19,14 @@ def measure_some(attention: Tensor, frame_lengths: Tensor, token_lengths: Tensor
         frame_lengths, token_lengths: (B,).
 
     Returns:
-        (utterances, 9) on the device of ``attention``; nothing waits for the device.
+        (utterances, 9) on the device of ``attention``; nothing waits for the device. A row of NaN where nothing can be
+        told: one token, or one frame.
     """
     batch = attention.shape[0]
     rows = torch.linspace(0, batch - 1, min(utterances, batch), device=attention.device).round().long()
-    return measure(
-        attention.detach()[rows],
-        frame_lengths.to(attention.device)[rows],
-        token_lengths.to(attention.device)[rows],
-    )
+    frames, tokens = frame_lengths.to(attention.device)[rows], token_lengths.to(attention.device)[rows]
+    values = measure(attention.detach()[rows], frames, tokens)
+    return torch.where(((frames > 1) & (tokens > 1)).unsqueeze(1), values, math.nan)
 
 
 def tokens_per_utterance(token_lengths: Tensor, frame_lengths: Tensor) -> float:

@@ -29,7 +29,7 @@ class OptimizerTap:
     Attributes:
         rate_multiplier: factor on every group's rate, 1.0 leaves it alone.
         clip_norm: gradients are scaled down to this L2 norm; infinity is off.
-        steps: optimizer steps seen, skipped ones included.
+        steps: optimizer steps seen, skipped ones included; not those that a fused optimizer leaves out for its scaler.
         skipped: the newest step had a non-finite gradient, and nothing was changed by it.
         grad_norm: L2 norm of the newest gradient as the optimizer got it (after the host's own clipping); NaN with
             ``guard=False``.
@@ -48,6 +48,7 @@ class OptimizerTap:
         self._guard = guard
         self._on_fault = on_fault
         self._rates: list[Any] | None = None
+        self._left_out = False
         self._watch = False
         self._before: list[tuple[Tensor, Tensor]] = []
         self._handles = [
@@ -85,13 +86,16 @@ class OptimizerTap:
         try:
             self._put_rates_back()
             self.skipped = False
-            if self._guard:
+            # A gradient scaler calls the ``step`` of a fused optimizer in any case, and that leaves itself out.
+            found = getattr(optimizer, "found_inf", None)
+            self._left_out = self._guard and found is not None and float(found) > 0.0
+            if self._guard and not self._left_out:
                 self._check_gradients()
             if self.rate_multiplier != 1.0:
                 self._rates = [group["lr"] for group in optimizer.param_groups]
                 for group in optimizer.param_groups:
                     group["lr"] = group["lr"] * self.rate_multiplier
-            if self._watch:
+            if self._watch and not self._left_out:
                 self._before = [(p, p.detach().clone()) for p in self._watched()]
         except Exception as error:
             self._put_rates_back()
@@ -100,7 +104,7 @@ class OptimizerTap:
     def _post(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         try:
             self._put_rates_back()
-            self.steps += 1
+            self.steps += not self._left_out
             if self._before:
                 self._measure_update()
         except Exception as error:
@@ -121,7 +125,10 @@ class OptimizerTap:
             return
         # The one number that must be known before the step. Both hosts wait for the device at this point of every
         # step anyway (Coqui reads the norm and every loss, ESPnet tests the norm for finiteness).
-        self.grad_norm = float(torch.nn.utils.get_total_norm(gradients))
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # Under a gradient scaler a fused optimizer takes the scale back by itself, after this.
+        scale = getattr(self._optimizer, "grad_scale", None)
+        self.grad_norm = float(norm if scale is None else norm / scale)
         if not math.isfinite(self.grad_norm):
             self.skipped = True
             # An optimizer leaves parameters without a gradient alone, moments and weight decay included.

@@ -18,6 +18,7 @@ import math
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,8 @@ log = logging.getLogger("tts_brain")
 
 SIDECAR_KIND = "brain"
 SIDECAR_VERSION = 1
+# Updates in a row that a gradient scaler may leave out while it looks for its scale: from 2^16 to 1 are 16 halvings.
+_SCALE_SEARCH = 24
 
 
 class BrainSession:
@@ -111,6 +114,7 @@ class BrainSession:
         self._under_way = StepUnderWay()
         self._total = 0.0
         self._finite = True  # the loss of the newest step
+        self._searching = 0  # updates in a row that a gradient scaler has left out
         self._stop = StopTally()
         self._buffers = BufferGuard(model) if self.manager.moves_allowed else None
         self._rescue = Rescue(self.manager, self.parts, folder / "snapshots", self._ranks)
@@ -226,7 +230,7 @@ class BrainSession:
             losses: ``total`` is required.
             ends_step: the host meant an optimizer step to follow, although it, or a gradient scaler (fp16), may have
                 left it out for a gradient that was not finite. With a scaler and a finite loss that is the scaler
-                looking for its scale, and no step; else it is a skipped step.
+                looking for its scale, and no step, up to 24 times in a row; else it is a skipped step.
         """
         if not self.active:
             return None
@@ -272,7 +276,8 @@ class BrainSession:
         self._steps_seen = self._taps[0].steps
         total, self._total = self._total, 0.0
         self._finite = math.isfinite(total)
-        if left_out and self._finite and self.parts.get("scaler") is not None:
+        self._searching = self._searching + 1 if left_out and self._finite else 0
+        if 0 < self._searching <= _SCALE_SEARCH and self.parts.get("scaler") is not None:
             self._under_way = StepUnderWay()
             return None
         return left_out
@@ -295,6 +300,8 @@ class BrainSession:
         # A host that keeps the warnings of later ranks to itself lets errors through.
         level = logging.WARNING if self._ranks.first else logging.ERROR
         analyzer = self.manager.analyzer
+        if facts is not None:  # the gradients of all ranks' clips are averaged
+            facts = replace(facts, clips=facts.clips * self._ranks.count)
         for advice in self._diagnosis.look(observation, facts, analyzer.phases.phase, analyzer.best_attention_diag):
             log.log(level, "[brain] step %d: %s", self.step, advice.message)
             self._chronicle.event(self.step, "advice", advice.message, cause=advice.cause)

@@ -12,7 +12,7 @@ from tts_brain.attention.metrics import report
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.pytorch.capture import StopTally
 from tts_brain.pytorch.optimizer import OptimizerTap
-from tts_brain.types import Observation
+from tts_brain.types import AttentionReport, Observation
 
 
 @dataclass
@@ -55,11 +55,17 @@ class StepUnderWay:
             grad_norm=math.nan if skipped else norm,
             learning_rate=learning_rate,
             update_ratio=_finite_or_none(tap.take_update_ratio()),
-            attention=None if self.attention is None else report(self.attention),
+            attention=None if self.attention is None else _told(self.attention),
             stop=None if stop is None else stop.take(),
             text_length=text_length,
             skipped=skipped,
         )
+
+
+def _told(values: Tensor) -> AttentionReport | None:
+    """Over the utterances of which something can be told; None without one."""
+    known = values[values.isfinite().all(1)]
+    return report(known) if len(known) else None
 
 
 def _finite_or_none(value: float) -> float | None:

@@ -26,11 +26,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with metadata.csv and wavs/")
     parser.add_argument("--out", type=Path, default=Path("runs"), help="where run folders are made")
     parser.add_argument("--no-brain", action="store_true", help="plain Coqui, nothing steered")
+    parser.add_argument("--continue_path", type=Path, help="folder of a run to go on with")
     args, host_arguments = parser.parse_known_args()
     try:
         clips = load_ljspeech(args.data)  # all faults of the corpus at once, before anything is trained
     except CorpusError as error:
         sys.exit(f"--data: {error}")
+    if args.continue_path:
+        host_arguments += ["--continue_path", str(args.continue_path)]
+    if args.no_brain:  # over the saved config of a run that is continued, too
+        host_arguments += ["--coqpit.brain.enabled", "false"]
     sys.argv[1:] = host_arguments  # the Trainer reads --coqpit.* and --continue_path from here
     register()
 
@@ -53,6 +58,8 @@ def main() -> None:
         min_audio_len=4410,
         brain=not args.no_brain,  # <- the flag
     )
+    if args.continue_path:
+        config.load_json(str(args.continue_path / "config.json"))
     config.parse_known_args(host_arguments, relaxed_parser=True)  # before the model: r and the like shape it
     train_samples, eval_samples = load_tts_samples(config, eval_split_size=config.eval_split_size)
     model = Tacotron2(config)
