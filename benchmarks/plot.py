@@ -3,7 +3,8 @@
     python benchmarks/plot.py benchmarks/results/align-kathleen-en-us.jsonl [--arms default,brain] [--out docs/images]
 
 ``NAME-curves.png``: held-out attention and L1 over steps, the median of the seeds and its range. ``NAME-steps.png``:
-steps to aligned of every arm, a mark per seed; a run that never aligned stands at twice the budget.
+steps to aligned of every arm, a mark per seed; a run that never aligned stands at twice the budget. Rows of one setting
+alone stand in a picture: the commonest, and what was left out is said.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from bench.store import Store
-from bench.summary import by_arm, steps_to_aligned
+from bench.summary import by_arm, of_one_setting, steps_to_aligned
 
 _ROOT = Path(__file__).resolve().parents[1]
 # Colours that people with any colour vision tell apart (Okabe and Ito 2008).
@@ -34,10 +35,14 @@ Rows = dict[str, list[Mapping[str, Any]]]
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", type=Path)
-    parser.add_argument("--arms", help="comma-separated arms of the curves; default: brain, default, the best")
+    arms_help = "comma-separated arms of the curves; default: brain, default, the best; no ablations"
+    parser.add_argument("--arms", help=arms_help)
     parser.add_argument("--out", type=Path, default=_ROOT / "docs" / "images")
     args = parser.parse_args()
-    groups = by_arm(Store(args.rows).rows())
+    rows, others = of_one_setting(Store(args.rows).rows())
+    if others:
+        print(f"plot.py: rows of other settings than the commonest left out: {others}", file=sys.stderr)
+    groups = by_arm(rows)
     if not groups:
         print(f"plot.py: {args.rows} holds no rows; run the benchmark first", file=sys.stderr)
         return 2
@@ -57,8 +62,12 @@ def main() -> int:
 
 
 def _shown(groups: Rows) -> list[str]:
-    """The brain, the host's default, and of the others those that align soonest."""
-    others = sorted(groups, key=lambda arm: (np.median([steps_to_aligned(r) for r in groups[arm]]), arm))
+    """The brain, the host's default, and of the others those that align soonest; no ablations of the brain.
+
+    Those are "brain without …" and "brain with …"; "brain at …" is the whole brain from constants.
+    """
+    others = [arm for arm in groups if not arm.startswith("brain with")]
+    others.sort(key=lambda arm: (np.median([steps_to_aligned(r) for r in groups[arm]]), arm))
     first = [arm for arm in ("brain", "default") if arm in groups]
     return list(dict.fromkeys([*first, *others]))[:_MOST_CURVES]
 
@@ -79,7 +88,8 @@ def curves(groups: Rows) -> Any:
     # The first steps would flatten the rest.
     late = np.concatenate([[p[1] for p in row["curve"][2:]] for rows in groups.values() for row in rows])
     axes[1].set_ylim(late.min() - 0.02, np.quantile(late, 0.98))
-    axes[0].legend(fontsize=8, frameon=False)
+    labelled = axes[0].get_legend_handles_labels()
+    figure.legend(*labelled, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure

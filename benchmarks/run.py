@@ -146,14 +146,19 @@ def _starts(args: argparse.Namespace, known: Iterable[str]) -> list[str]:
 
 
 def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
-    from bench.plans import ARMS, AT, POPULATIONS, arms_of, oracle
+    from bench.plans import ARMS, AT, GRID, POPULATIONS, arms_of, oracle
     from bench.store import Store
+    from bench.summary import of_one_setting
 
     if args.arms:
         arms = tuple(name.strip() for name in args.arms.split(","))
     elif args.name in ("noharm", "rescue"):
+        path = _rows(args, corpus, "align")
+        rows, others = of_one_setting(row for row in Store(path).rows() if row["arm"] in GRID)
+        if others:
+            print(f"the best constants: rows of other settings left out of {path}: {others}", file=sys.stderr)
         try:
-            best = oracle(Store(_rows(args, corpus, "align")).rows())
+            best = oracle(rows)
         except ValueError as error:
             raise Refused(str(error)) from error
         arms = (best, AT + best) if args.name == "noharm" else ("default", best, "brain")

@@ -1,5 +1,6 @@
 """The instrument against itself: what it counts, what it keeps, and that it sees what is there."""
 
+import io
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,12 +22,13 @@ import torch
 from bench_corpus import BENCHMARKS, TINY_MODEL, tiny_corpus, tiny_setting
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from bench import figures, summary
+from bench import figures, overhead, summary
 from bench.arms import Brain, Plain
 from bench.data import collate, load
 from bench.host import Measured, Training
-from bench.plans import ARMS, AT, GRID, POPULATIONS, arms_of, cells, oracle
+from bench.plans import ARMS, AT, BLIND, BRAINS, GRID, POPULATIONS, arms_of, cells, oracle
 from bench.speech import distortion
 from bench.store import Cell, Store
 from tts_brain.corpus import CorpusError
@@ -176,6 +179,76 @@ def test_the_interval_holds_the_median_and_lies_within_the_values(values: list[f
     assert summary.median_interval(values) == (middle, low, high)
 
 
+def test_of_three_to_five_seeds_the_interval_is_the_range_and_of_more_it_is_narrower() -> None:
+    for count in (1, 2, 3, 4, 5):
+        values = [float(n) for n in range(count)]
+        assert summary.median_interval(values) == (np.median(values), 0.0, count - 1.0)
+    _, low, high = summary.median_interval([float(n) for n in range(9)])
+    assert 0.0 < low < 4.0 < high < 8.0
+    few, many = ([{"arm": "brain", "seed": seed} for seed in range(count)] for count in (3, 6))
+    assert summary.caption(few) == "median over seeds (range over seeds)"
+    assert summary.caption([*few, *many]).startswith("median over seeds (90 % bootstrap interval; of 5 seeds or fewer")
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf, None])
+def test_what_is_not_finite_counts_as_the_worst(broken: float | None) -> None:
+    assert summary.median_interval([0.5, broken, 0.6]) == (0.6, 0.5, math.inf)
+    assert summary.median_interval([0.5, broken, 0.6], -math.inf) == (0.5, -math.inf, 0.6)
+    assert summary.cell([0.5, broken, 0.6], higher_is_better=False) == "0.600 (0.500–∞), 1 of 3 not finite"
+    assert summary.cell([0.5, broken, 0.6], higher_is_better=True) == "0.500 (−∞–0.600), 1 of 3 not finite"
+    assert summary.cell([broken, broken, 0.6], higher_is_better=False) == "– (2 of 3 not finite)"
+    assert summary.cell([broken], higher_is_better=True) == "– (1 of 1 not finite)"
+    # Of more seeds it is drawn, and an end may be infinite, but never NaN.
+    nine = [float(n) for n in range(8)] + [broken]
+    middle, low, high = summary.median_interval(nine)
+    assert math.isfinite(middle) and math.isfinite(low) and not math.isnan(high)
+    most = [0.0, 1.0, 2.0, 3.0, *[broken] * 5]
+    assert summary.median_interval(most)[0] == math.inf and not math.isnan(summary.median_interval(most)[1])
+
+
+def test_a_broken_arm_stands_last_in_the_table_and_says_so() -> None:
+    common = {"setting": {"steps": 100}, "seconds": 5.0, "relapse_steps": 0, "gradient_stability": 0.1, "speaks": 0.0}
+    common |= {"aligned_step": None, "aligned_s": None, "mcd": 8.0, "attention_diag": 0.4}
+    rows = [common | {"arm": "broken", "l1": l1} for l1 in (0.1, math.nan, math.nan)]
+    rows += [common | {"arm": "poor", "l1": 9.0, "attention_diag": value} for value in (0.9, math.nan, 0.8)]
+    head, *body = summary.table(rows)
+    assert [line[0] for line in body] == ["poor", "broken"]
+    cells = [dict(zip(head, line, strict=True)) for line in body]
+    assert cells[1]["held-out L1"] == "– (2 of 3 not finite)"
+    assert cells[0]["attention_diag"] == "0.800 (−∞–0.900), 1 of 3 not finite"
+
+
+def test_every_column_says_which_way_is_better() -> None:
+    higher = summary._HIGHER_IS_BETTER
+    assert higher <= {*summary.COLUMNS, *summary.AUTOFIX}
+    assert not higher & {"held-out L1", "MCD dB", "steps to aligned", "final loss", "relapse steps"}
+
+
+def shown(benchmark: str, rows: list[dict[str, Any]], folder: Path) -> tuple[str, str]:
+    """What the table's file and the terminal say."""
+    console = Console(file=io.StringIO(), width=200)
+    summary.show(benchmark, rows, folder / "table.md", console)
+    return (folder / "table.md").read_text(), console.file.getvalue()
+
+
+def test_a_table_with_several_versions_of_the_brain_says_so(tmp_path: Path) -> None:
+    common = {"setting": {"steps": 100}, "seconds": 5.0, "relapse_steps": 0, "gradient_stability": 0.1, "speaks": 0.0}
+    common |= {"aligned_step": None, "aligned_s": None, "mcd": 8.0, "attention_diag": 0.4, "l1": 1.0}
+    codes = {"brain": "aaa", "brain at static g1 lr0.002": "bbb", "brain without rate": None, "default": "ccc"}
+    rows = [
+        common | {"arm": arm, "seed": 0, "versions": {"python": "3"} | ({"code": code} if code else {})}
+        for arm, code in codes.items()
+    ]
+    said = "The rows of the brain are of 3 versions of its code (rows of each): aaa (1), bbb (1), older, unnamed (1)."
+    for text in shown("align", rows, tmp_path):
+        assert said in text
+    assert shown("align", rows, tmp_path)[0].splitlines()[-1] == said
+    # One version, or the other arms' alone: nothing to say.
+    for some in ([rows[0], rows[3]], [rows[2]], rows[3:]):
+        assert all("version" not in text for text in shown("align", some, tmp_path))
+    assert "Median over seeds (range over seeds)." in shown("align", rows, tmp_path)[0]
+
+
 def test_the_table_counts_never_as_twice_the_budget() -> None:
     common = {"setting": {"steps": 100}, "seconds": 5.0, "relapse_steps": 0, "gradient_stability": 0.1}
     row = {**common, "mcd": 8.0, "attention_diag": 0.4, "speaks": 0.0}
@@ -191,6 +264,7 @@ def test_the_table_counts_never_as_twice_the_budget() -> None:
 def test_every_arm_of_every_benchmark_is_known() -> None:
     for name in ("align", "autofix150"):
         assert set(arms_of(name)) <= {*ARMS, *POPULATIONS}
+    assert set(arms_of("autofix150")) == {"autofix", "default", "brain"}
     assert arms_of("align")[0] == "default" and len(arms_of("align")) == len(set(arms_of("align")))
 
 
@@ -206,11 +280,100 @@ def test_the_oracle_is_the_best_constant_and_nothing_else() -> None:
         oracle([rows[-1]])
 
 
-def test_the_session_costs_no_more_after_many_steps() -> None:
-    from bench.overhead import growth
+def test_the_oracle_does_not_mix_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import run
 
-    found = growth(20_000)
-    assert len(found["block_s"]) == 2 and found["ratio"] < 1.5 and found["memory_mb"] < 5.0
+    first, second = list(GRID)[:2]
+    long = [{"arm": first, "l1": 0.5, "aligned_step": 300, "setting": {"steps": 500}} for _ in range(3)]
+    short = [{"arm": second, "l1": 0.5, "aligned_step": None, "setting": {"steps": 40}} for _ in range(2)]
+    assert summary.of_one_setting([*short, *long]) == (long, 2)
+    assert summary.of_one_setting([]) == ([], 0) and summary.of_one_setting(long) == (long, 0)
+    with pytest.raises(ValueError, match="2 of the rows are of another setting"):
+        oracle([*short, *long])
+    # Never within 40 steps counts as 80, which would have won over 300 of 500.
+    monkeypatch.setattr(run, "RESULTS", tmp_path)
+    (tmp_path / "align-made-up.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*short, *long]))
+    arguments = SimpleNamespace(arms=None, name="noharm", model="small", quick=False)
+    assert run._arms(arguments, "made-up") == (first, AT + first)
+    assert "rows of other settings left out of" in capsys.readouterr().err
+
+
+# What grows.
+
+
+def test_the_session_costs_no_more_after_many_steps() -> None:
+    found = overhead.growth(10_000)
+    assert len(found["block_s"]) == 10 and found["ratio"] < _GROWS and found["memory_mb"] < _GAINS_MB
+
+
+_GROWS, _GAINS_MB = 1.8, 5.0
+
+
+class Stub:
+    """A session whose step takes a time and keeps a number of bytes, each of the step's number."""
+
+    wants_attention = True
+
+    def __init__(self, folder: Path, cost: Callable[[int], float], keeps: Callable[[int], int]) -> None:
+        self.clock, self.steps, self.kept, self.looked = 0.0, 0, [], 0
+        self.cost, self.keeps = cost, keeps
+        self.journal = SimpleNamespace(path=folder / "journal")
+        self.journal.path.write_bytes(b"x" * 3000)
+
+    def see_attention(self, *_: Any) -> None:
+        self.looked += 1
+
+    def after_batch(self, *_: Any, **__: Any) -> None:
+        self.steps += 1
+        self.clock += self.cost(self.steps)
+        self.kept.append(os.urandom(self.keeps(self.steps)))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("steps", [1000, 1009])
+@pytest.mark.parametrize(
+    ("cost", "keeps", "slower", "larger"),
+    [
+        (lambda step: 1e-3, lambda step: 0, False, False),
+        (lambda step: 1e-3 if step > 100 else 1.0, lambda step: 0, False, False),  # the first block warms up
+        (lambda step: 1e-3 * step, lambda step: 0, True, False),
+        (lambda step: 1e-3 * (2.0 if step > 600 else 1.0), lambda step: 0, True, False),
+        (lambda step: 1e-3, lambda step: 20_000, False, True),
+    ],
+)
+def test_a_planted_growth_is_seen_and_a_flat_session_is_not(
+    cost: Callable[[int], float],
+    keeps: Callable[[int], int],
+    slower: bool,
+    larger: bool,
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Stub] = []
+
+    def make(model: Any, optimizer: Any, folder: Path) -> Stub:
+        made.append(Stub(folder, cost, keeps))
+        return made[0]
+
+    monkeypatch.setattr(overhead.time, "process_time", lambda: made[0].clock)
+    found = overhead.growth(steps, make)
+    assert found["steps"] == made[0].steps == made[0].looked == 1000 and len(found["block_s"]) == 10
+    assert (found["ratio"] > _GROWS) is slower and (found["memory_mb"] > _GAINS_MB) is larger
+    assert found["journal_bytes_per_step"] == 3.0
+    assert found["per_step_ms"] == pytest.approx(1000 * sum(map(cost, range(1, 1001))) / 1000)
+
+
+def test_growth_over_100000_steps_is_of_blocks_of_10000_and_over_less_than_ten_is_refused() -> None:
+    rows = json.loads((BENCHMARKS / "results" / "overhead.json").read_text())["growth"]
+    late, early = sorted(rows["block_s"][-3:])[1], sorted(rows["block_s"][1:4])[1]
+    assert rows["steps"] // overhead.BLOCKS == 10_000 and len(rows["block_s"]) == overhead.BLOCKS
+    assert rows["ratio"] == late / early
+    with pytest.raises(ValueError, match="10 blocks of a step or more"):
+        overhead.growth(9)
 
 
 def row(arm: str, seed: int, aligned: int | None, **more: Any) -> dict[str, Any]:
@@ -232,21 +395,50 @@ def test_pictures_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert plot.main() == 2 and "no rows of 'brainy'; there are default, brain" in capsys.readouterr().err
 
 
+def test_pictures_leave_out_the_brains_ablations_and_rows_of_other_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import plot
+
+    ablations = ("brain without rate", "brain with bare phases", "brain without filter")
+    others = [*ablations, "brain at static g1 lr0.002", "default", "brain", *(f"static {n}" for n in range(9))]
+    groups = summary.by_arm(row(arm, 0, 25 * n) for n, arm in enumerate(others))
+    picked = plot._shown(groups)
+    assert picked[:2] == ["brain", "default"] and not set(picked) & set(ablations) and len(picked) == 7
+    assert "brain at static g1 lr0.002" in picked
+    assert all(arm.startswith("brain with") for arm in ARMS if arm in {*BRAINS, *BLIND} and arm != "brain")
+
+    rows = tmp_path / "align-made-up.jsonl"
+    found = [row("default", 0, None), row("brain", 0, 50), row("brain", 0, 75) | {"setting": {"steps": 50}}]
+    rows.write_text("".join(json.dumps(r) + "\n" for r in found))
+    drawn: list[dict[str, Any]] = []
+    monkeypatch.setattr(plot, "curves", lambda groups, draw=plot.curves: (drawn.append(groups), draw(groups))[1])
+    monkeypatch.setattr(sys, "argv", ["plot.py", str(rows), "--out", str(tmp_path / "images")])
+    assert plot.main() == 0 and "rows of other settings than the commonest left out: 1" in capsys.readouterr().err
+    assert [r["aligned_step"] for r in drawn[0]["brain"]] == [50]
+
+
 def test_the_rescue_table_counts_against_each_arms_own_clean_run() -> None:
     good = {"curve": [[25, 1.0, 0.6]] * 3, "l1": 0.5, "l1_postnet": 0.5}
     bad = {**good, "curve": [[25, 1.0, 0.1]] * 3}
     rows = [
         row("default", 0, None, start="") | bad,
-        row("brain", 0, 25, start="") | good,
+        row("brain", 0, 25, start="", named=["exploding batch"], told=False) | good,
         row("default", 0, None, start="rate-x10") | bad,
-        row("brain", 0, 25, start="rate-x10", told=True) | good,
-        row("brain", 0, 25, start="nan-once", told=False) | {**good, "l1": 0.6},
+        row("brain", 0, 25, start="rate-x10", named=["rate too high"], told=True) | good,
+        row("brain", 0, 25, start="nan-once", named=[], told=False) | {**good, "l1": 0.6},
+        row("brain", 0, 25, start="nan-clip", named=["non-finite data", "rate too high"], told=True) | good,
+        # Both causes of a combination are true.
+        row("brain", 0, 25, start="rate-x10+guided-0", named=["guidance off"], told=False) | good,
     ]
     assert summary.rescue_table(rows) == [
-        ["bad start", "default", "brain", "cause told"],
-        ["rate-x10", "0 of 1", "1 of 1", "1 of 1"],
-        ["nan-once", "–", "0 of 1", "0 of 1"],
-        ["all", "0 of 1", "1 of 2", "1 of 2"],
+        ["bad start", "default", "brain", "cause told", "false causes"],
+        ["clean", "–", "–", "–", "1 of 1"],
+        ["rate-x10", "0 of 1", "1 of 1", "1 of 1", "0 of 1"],
+        ["nan-once", "–", "0 of 1", "0 of 1", "0 of 1"],
+        ["nan-clip", "–", "1 of 1", "1 of 1", "1 of 1"],
+        ["rate-x10+guided-0", "–", "1 of 1", "0 of 1", "0 of 1"],
+        ["all", "0 of 1", "3 of 4", "2 of 4", "1 of 4"],
     ]
 
 

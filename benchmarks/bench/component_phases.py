@@ -10,7 +10,7 @@ back.
   beyond; median over crossings, those missed count as later. An early alarm is no gain: it counts as none.
 - *Switches* are counted over all courses of a family and 1,000 steps. The truth's own are in the note.
 - *At equal delay*: the rival is the bare thresholds on an EMA of the raw course, whose memory gives the same median
-  delay on these crossings. The classifier sees what the analyzer gives it: an EMA of memory 0.5.
+  delay on these crossings. The classifier sees the measurements themselves, as the analyzer gives it them.
 
 The classifier was tuned on made-up courses of other seeds, on no real run.
 """
@@ -32,7 +32,6 @@ EVERY = 5
 STEPS = 1000
 OFF = 0.05
 REPORT_SEED = 70_000
-_ANALYZER_MEMORY = 0.0
 _TREND_WINDOW = 20
 _LOOK = 4.0  # measurements: standard deviation of the Gaussian that stands for the truth of a real run
 _MEMORIES = np.concatenate([[0.0], 1.0 - np.geomspace(0.9, 0.02, 120)])
@@ -206,11 +205,10 @@ def ema(values: np.ndarray, memory: float) -> np.ndarray:
 
 
 def ours(course: Course, make: Make = PhaseClassifier) -> np.ndarray:
-    """Index of the classifier's phase after each measurement, smoothed first as ``ContextAnalyzer`` does."""
+    """Index of the classifier's phase after each measurement, which it sees as it is, like ``ContextAnalyzer``'s."""
     classifier, said = make(), []
-    smooth = ema(course.seen, _ANALYZER_MEMORY)
     order = list(TrainingPhase)
-    for value, fall, drop in zip(smooth, course.fall, course.drop, strict=True):
+    for value, fall, drop in zip(course.seen, course.fall, course.drop, strict=True):
         classifier.update(float(value), float(fall), float(drop))
         said.append(order.index(classifier.phase))
     return np.array(said)
@@ -280,10 +278,9 @@ def compare(name: str, courses: Sequence[Course], make: Make = PhaseClassifier) 
     """All rows of one set of courses."""
     said = [ours(course, make) for course in courses]
     delay = median_delay(courses, said)
-    memory = equal_memory(courses, delay) if np.isfinite(delay) else _ANALYZER_MEMORY
+    memory = equal_memory(courses, delay) if np.isfinite(delay) else 0.0
     rivals = {
         f"thresholds on an EMA of equal delay (memory {memory:.2f})": [bare(ema(c.seen, memory)) for c in courses],
-        "thresholds on the analyzer's smooth": [bare(ema(c.seen, _ANALYZER_MEMORY)) for c in courses],
         "raw thresholds": [bare(c.seen) for c in courses],
     }
     crossings = len(delays(courses, said))

@@ -6,6 +6,7 @@ import math
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import KNOBS, Capabilities
 from tts_brain_espnet.adapter import EspnetAdapter
 
-_BLOCK = 10_000
+BLOCKS = 10
 
 
 def espnet_cost(corpus: Corpus, setting: Setting, iterations: int) -> dict[str, float]:
@@ -66,33 +67,52 @@ def _take(run: Training, batch: Batch, adapter: EspnetAdapter | None) -> None:
 OVERHEADS = ("growth", "espnet", "coqui")
 
 
-def growth(steps: int = 100_000) -> dict[str, Any]:
-    """Time and memory of the session alone over many steps of a made-up run, in blocks of 10,000.
+Make = Callable[[torch.nn.Module, torch.optim.Optimizer, Path], Any]
+
+
+def real_session(model: torch.nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> BrainSession:
+    """The brain's own, on a made-up host."""
+    host = Capabilities("made-up", ("total", "mel", "gate", "guided"), tuple(KNOBS), "attention", True)
+    return BrainSession(
+        BrainConfig(),
+        host,
+        folder,
+        optimizers=[optimizer],
+        model=model,
+        parts={"optimizer": optimizer},
+        host_values={"guided_sigma": 0.4},
+    )
+
+
+def growth(steps: int = 100_000, make: Make = real_session) -> dict[str, Any]:
+    """Time and memory of the session alone over many steps of a made-up run, in ten blocks.
+
+    Args:
+        steps: rounded down to whole blocks.
+        make: the session, from a model, its optimizer and a folder.
 
     Returns:
         ``block_s`` per block, in seconds of the core; ``ratio`` of the median of the last three to that of the three
-        after the first, which warms up; ``memory_mb`` gained from the second to the last; the journal's size.
+        after the first, which warms up; ``memory_mb`` gained from the end of the second block to that of the last;
+        the journal's size.
+
+    Raises:
+        ValueError: fewer steps than blocks.
     """
+    block = steps // BLOCKS
+    if block < 1:
+        raise ValueError(f"steps={steps}: growth is seen over {BLOCKS} blocks of a step or more")
     torch.manual_seed(0)
     model = torch.nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     generator = np.random.default_rng(0)
-    host = Capabilities("made-up", ("total", "mel", "gate", "guided"), tuple(KNOBS), "attention", True)
     block_s, memory_mb = [], []
     with tempfile.TemporaryDirectory() as folder:
-        session = BrainSession(
-            BrainConfig(),
-            host,
-            Path(folder),
-            optimizers=[optimizer],
-            model=model,
-            parts={"optimizer": optimizer},
-            host_values={"guided_sigma": 0.4},
-        )
+        session = make(model, optimizer, Path(folder))
         attention = torch.softmax(torch.randn(4, 60, 20), 2)
         lengths = torch.tensor([60, 50, 40, 30]), torch.tensor([20, 18, 15, 10])
         spent = 0.0
-        for step in range(1, steps + 1):
+        for step in range(1, BLOCKS * block + 1):
             mel = 0.5 + math.exp(-step / 5000) + 0.02 * generator.normal()
             model(torch.ones(1, 4)).sum().backward()
             optimizer.step()
@@ -103,19 +123,19 @@ def growth(steps: int = 100_000) -> dict[str, Any]:
             losses = {"total": mel + 0.1, "mel": mel, "gate": 0.1, "guided": 0.01}
             session.after_batch(losses, grad_norm=1.0 + 0.1 * generator.random(), learning_rate=1e-3, text_length=20.0)
             spent += time.process_time() - start
-            if step % _BLOCK == 0:
+            if step % block == 0:
                 block_s.append(spent)
                 memory_mb.append(_resident_mb())
                 spent = 0.0
         journal = session.journal.path.stat().st_size
         session.close()
     return {
-        "steps": steps,
+        "steps": BLOCKS * block,
         "block_s": block_s,
-        "ratio": median(block_s[-3:]) / median(block_s[1:4] or block_s),
-        "per_step_ms": 1000 * sum(block_s) / steps,
-        "memory_mb": memory_mb[-1] - memory_mb[min(1, len(memory_mb) - 1)],
-        "journal_bytes_per_step": journal / steps,
+        "ratio": median(block_s[-3:]) / median(block_s[1:4]),
+        "per_step_ms": 1000 * sum(block_s) / (BLOCKS * block),
+        "memory_mb": memory_mb[-1] - memory_mb[1],
+        "journal_bytes_per_step": journal / (BLOCKS * block),
     }
 
 

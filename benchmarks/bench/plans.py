@@ -13,7 +13,7 @@ from bench.rivals import AutoFix, hand_decayed, plateau
 from bench.rivals_scalarised import dwa, famo, uncertainty
 from bench.setting import Setting
 from bench.store import Cell
-from bench.summary import by_arm, steps_to_aligned
+from bench.summary import by_arm, median_interval, of_one_setting, steps_to_aligned
 from tts_brain.types import (
     FORWARD_SUM_WEIGHT,
     GRAD_CLIP,
@@ -136,7 +136,7 @@ def rescue_cells(data: str, setting: Setting, seeds: int, arms: Iterable[str], s
 def arms_of(benchmark: str) -> tuple[str, ...]:
     """The arms of a benchmark, the shortest comparison first."""
     if benchmark == "autofix150":
-        return tuple(name for name in ("autofix", "brain", "default") if name in ARMS)
+        return ("autofix", "brain", "default")
     first = ("default", "brain", static_name(300.0, 2e-3, 0.03), static_name(100.0, 2e-3))
     # What starts from constants of the grid is run from the best of them, once they are known.
     return tuple(name for name in dict.fromkeys([*first, *ARMS, *POPULATIONS]) if " at " not in name)
@@ -146,11 +146,17 @@ def oracle(rows: Iterable[Mapping[str, Any]]) -> str:
     """The constant setting that did best in ``align``: fewest steps to aligned, then lowest L1; medians over seeds.
 
     Raises:
-        ValueError: none of the rows is of a constant setting.
+        ValueError: none of the rows is of a constant setting, or they are of several settings of the benchmark, which
+            do not compare (``summary.of_one_setting``).
     """
     groups = {arm: group for arm, group in by_arm(rows).items() if arm in GRID}
     if not groups:
         raise ValueError("no constant setting among the rows: run the benchmark 'align' on this corpus first")
-    return min(
-        groups, key=lambda arm: (median(map(steps_to_aligned, groups[arm])), median(r["l1"] for r in groups[arm]))
-    )
+    _, others = of_one_setting(row for group in groups.values() for row in group)
+    if others:
+        raise ValueError(f"{others} of the rows are of another setting than the rest, and steps do not compare")
+    best = {
+        arm: (median(map(steps_to_aligned, group)), median_interval([row["l1"] for row in group])[0])
+        for arm, group in groups.items()
+    }
+    return min(best, key=best.__getitem__)
