@@ -143,7 +143,7 @@ def arms_of(benchmark: str) -> tuple[str, ...]:
 
 
 def oracle(rows: Iterable[Mapping[str, Any]]) -> str:
-    """The constant setting that did best in ``align``: fewest steps to aligned, then lowest L1; medians over seeds.
+    """The constants that did best in ``align``, of those with the most seeds: steps to aligned, then L1; medians.
 
     Raises:
         ValueError: none of the rows is of a constant setting, or they are of several settings of the benchmark, which
@@ -155,8 +155,10 @@ def oracle(rows: Iterable[Mapping[str, Any]]) -> str:
     _, others = of_one_setting(row for group in groups.values() for row in group)
     if others:
         raise ValueError(f"{others} of the rows are of another setting than the rest, and steps do not compare")
+    most = max(len(group) for group in groups.values())
     best = {
         arm: (median(map(steps_to_aligned, group)), median_interval([row["l1"] for row in group])[0])
         for arm, group in groups.items()
+        if len(group) == most  # one with fewer seeds may have had luck
     }
     return min(best, key=best.__getitem__)

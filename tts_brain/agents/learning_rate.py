@@ -192,7 +192,7 @@ class LearningRateAgent:
         """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on."""
         near = self._ceiling * _CEILING_SHARE
         if near < self._max_rate:
-            return near, f"the rate that was too high, {self._ceiling:.1e},"
+            return near, f"the rate that hurt, {self._ceiling:.1e},"
         return self._max_rate, "max_learning_rate"
 
     def _why_not_higher(self, context: TrainingContext, rate: float) -> str | None:

@@ -64,6 +64,7 @@ class StepUnderWay:
 
 def _told(values: Tensor) -> AttentionReport | None:
     """Over the utterances of which something can be told; None without one."""
+    values = values.cpu()  # the one wait for the device
     known = values[values.isfinite().all(1)]
     return report(known) if len(known) else None
 
