@@ -212,6 +212,16 @@ def test_an_effect_counts_by_its_sign_and_by_how_sure_it_is() -> None:
     assert abs(vague - none) < 0.1 * abs(bad - none)
 
 
+@given(st.floats(-1, 1), st.floats(0.001, 1), st.data())
+def test_a_cure_is_made_whole_whatever_its_effect_was_learned_to_be(
+    mean: float, std: float, data: st.DataObject
+) -> None:
+    """A loss that rises for another reason teaches that a lower rate did not help; the others may wish what they do."""
+    seen = replace(taught(mean, std), filtered={"loss": filtered(5.0, 1.0)})
+    done = settle(seen, {**wishes_of(data), **CURE})
+    assert done.moves[LEARNING_RATE] == pytest.approx(CURE["learning_rate"][LEARNING_RATE])
+
+
 def test_an_effect_on_a_criterion_that_needs_nothing_counts_nothing() -> None:
     seen = replace(taught(0.05, 0.01), filtered={"loss": filtered(-1.0, 0.1)})
     assert worth(seen) == pytest.approx(worth(replace(seen, effects={})), abs=1e-6)
