@@ -70,8 +70,25 @@ def pure_by_hand(game: np.ndarray) -> list[tuple[int, ...]]:
 # -- it is an equilibrium ----------------------------------------------------------------------------------------------
 
 
+def _two_of_four() -> np.ndarray:
+    """Two with a choice among four, on payoffs from 1 to 846: quantal responses end at a regret of 3e-5 here."""
+    game = np.zeros((4, 1, 4, 1, 4))
+    game[1, 0, :, 0] = [[0, 6, 0, 0], [846, 0, 0, 0], [0, 0, 0, 0], [0, 0, 1, 717]]
+    game[3, 0, :, 0] = [[0, 0, 720, -373], [0, 1, 0, 0], [0, 0, 0, 0], [0, 119, 0, 0]]
+    return game
+
+
+def test_where_quantal_responses_lose_their_way_the_moves_in_use_are_tried() -> None:
+    """By hand: rows 0 and 3, columns 1 and 2."""
+    found = solve(_two_of_four())
+    assert found.kind == "mixed" and found.regret <= 1e-9
+    assert found.strategies[1] == pytest.approx((119 / 839, 0, 0, 720 / 839))
+    assert found.strategies[3] == pytest.approx((0, 1 / 7, 6 / 7, 0))
+
+
 @patient
 @given(any_game)
+@example(_two_of_four())
 def test_no_agent_gains_by_leaving_it_alone(game: np.ndarray) -> None:
     found = solve(game)
     assert gain_of_leaving(game, found.strategies) <= 1e-6

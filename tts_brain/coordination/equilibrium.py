@@ -1,6 +1,7 @@
 """Nash equilibrium of a game of a few players with a few moves each: the joint move that none would leave alone.
 
-Pure where best responses meet, else mixed (``quantal``). Of several pure ones, in this order:
+Pure where best responses meet, else mixed (``quantal``; where that is not exact enough, ``supports``). Of several pure
+ones, in this order:
 
 1. The risk-dominant one: the largest product, over the players, of what each would lose by leaving alone for its next
    best move. With two players of two moves that is risk dominance as Harsanyi and Selten define it (1988, A General
@@ -24,7 +25,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from tts_brain.coordination.quantal import mixed_equilibrium
+from tts_brain.coordination.quantal import GOOD, mixed_equilibrium
+from tts_brain.coordination.supports import by_supports
 
 Vector = NDArray[np.float64]
 
@@ -80,6 +82,8 @@ def equilibrium(payoffs: ArrayLike, sizes: Sequence[Sequence[float]]) -> Equilib
         strategies = tuple(tuple(float(k == a) for k in range(m)) for a, m in zip(chosen, moves, strict=True))
         return Equilibrium(strategies, chosen, "pure", float(regret[chosen]), len(pure))
     mixed = mixed_equilibrium(scaled)
+    if regret_of(game, mixed) > GOOD:
+        mixed = by_supports(scaled) or mixed
     play = tuple(_most_probable(p, s) for p, s in zip(mixed, size, strict=True))
     return Equilibrium(tuple(tuple(p.tolist()) for p in mixed), play, "mixed", regret_of(game, mixed), 0)
 
