@@ -257,27 +257,28 @@ def test_detach_between_two_steps(host: dict[str, Any], corpus: Path, tmp_path: 
     assert [r["message"] for r in records(trainer, "end")] == ["detached"]
 
 
+def wrap(owner: Any, method: str, name: str, calls: list[str]) -> Callable[..., Any]:
+    """Put a function of somebody else's around a method of an object; it notes its name at each call."""
+    inner = getattr(owner, method)
+
+    def around(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        return inner(*args, **kwargs)
+
+    setattr(owner, method, around)
+    return around
+
+
 def test_a_loss_that_others_have_wrapped_is_read_all_the_same(corpus: Path, tmp_path: Path) -> None:
     """Before us and after: theirs stays, and is called."""
     trainer = make_trainer(make_config(corpus, tmp_path, **ADAM), steps=3)
     criterion, calls = trainer.criterion[0], []
-
-    def wrap(name: str) -> Callable[..., Any]:
-        inner = criterion.forward
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            calls.append(name)
-            return inner(*args, **kwargs)
-
-        criterion.forward = forward
-        return forward
-
-    before = wrap("before")
+    before = wrap(criterion, "forward", "before", calls)
     attach(trainer, quick())
     detach(trainer)
     assert criterion.forward is before
     adapter = attach(trainer, quick())
-    after = wrap("after")
+    after = wrap(criterion, "forward", "after", calls)
     trainer._fit()
     assert calls == ["after", "before"] * 3
     assert adapter.session.step == 3 and not events(trainer, "fault")
@@ -303,23 +304,12 @@ def test_a_second_fit_says_that_it_is_without_the_brain(
 def test_detach_leaves_what_others_wrapped(corpus: Path, tmp_path: Path) -> None:
     trainer = make_trainer(make_config(corpus, tmp_path, **ADAM), steps=2)
     calls: list[str] = []
-
-    def wrap(name: str) -> Callable[..., Any]:
-        inner = trainer.train_step
-
-        def train_step(*args: Any) -> Any:
-            calls.append(name)
-            return inner(*args)
-
-        trainer.train_step = train_step
-        return train_step
-
-    before = wrap("before")
+    before = wrap(trainer, "train_step", "before", calls)
     attach(trainer, quick())
     detach(trainer)
     assert trainer.train_step is before
     attach(trainer, quick())
-    after = wrap("after")
+    after = wrap(trainer, "train_step", "after", calls)
     detach(trainer)
     assert trainer.train_step is after
     trainer._fit()

@@ -82,10 +82,12 @@ def equilibrium(payoffs: ArrayLike, sizes: Sequence[Sequence[float]]) -> Equilib
         strategies = tuple(tuple(float(k == a) for k in range(m)) for a, m in zip(chosen, moves, strict=True))
         return Equilibrium(strategies, chosen, "pure", float(regret[chosen]), len(pure))
     mixed = mixed_equilibrium(scaled)
-    if regret_of(game, mixed) > GOOD:
-        mixed = by_supports(scaled) or mixed
+    left = regret_of(game, mixed)
+    exact = by_supports(scaled) if left > GOOD else None
+    if exact is not None:
+        mixed, left = exact, regret_of(game, exact)
     play = tuple(_most_probable(p, s) for p, s in zip(mixed, size, strict=True))
-    return Equilibrium(tuple(tuple(p.tolist()) for p in mixed), play, "mixed", regret_of(game, mixed), 0)
+    return Equilibrium(tuple(tuple(p.tolist()) for p in mixed), play, "mixed", left, 0)
 
 
 def regret_of(payoffs: ArrayLike, strategies: Sequence[ArrayLike]) -> float:

@@ -300,7 +300,7 @@ class BrainSession:
         # A host that keeps the warnings of later ranks to itself lets errors through.
         level = logging.WARNING if self._ranks.first else logging.ERROR
         analyzer = self.manager.analyzer
-        if facts is not None:  # the gradients of all ranks' clips are averaged
+        if facts is not None and self._ranks.several:  # the gradients of all ranks' clips are averaged
             facts = replace(facts, clips=facts.clips * self._ranks.count)
         for advice in self._diagnosis.look(observation, facts, analyzer.phases.phase, analyzer.best_attention_diag):
             log.log(level, "[brain] step %d: %s", self.step, advice.message)
