@@ -38,6 +38,8 @@ _GUIDED, _RATE, FORWARD_SUM = 300.0, 5e-3, 0.2
 # A constant rate for the host's defaults too: their schedule hardly moves in so few steps.
 _DEFAULT_RATE = {"lr": 1e-3, "lr_scheduler": None}
 _PICTURED = 4
+# Steps between two measurements of what share of the held-out clips is spoken.
+_SPEAK_EVERY = 100
 _CURVES = ("held_out_l1", "held_out_l1_postnet_fresh", "attention_diag")
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -47,6 +49,11 @@ ARMS: dict[str, dict[str, Any]] = {
         "config": {"lr": _RATE, "lr_scheduler": None, "ga_alpha": _GUIDED},
     },
     "brain": {"label": "with the brain", "config": _DEFAULT_RATE, "brain": True},
+    "brain without tversky": {
+        "label": "without its Tversky term",
+        "config": _DEFAULT_RATE,
+        "brain": {"enabled": True, "tversky_weight": 0.0},
+    },
 }
 
 
@@ -98,11 +105,14 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="LJSpeech layout, wav or flac")
     parser.add_argument("--out", type=Path, required=True, help="a folder per arm is made in it")
-    parser.add_argument("--arms", default=",".join(ARMS), help="%(default)s; '' only shows what there is")
+    parser.add_argument(
+        "--arms", default="default,constants,brain", help=f"of {', '.join(ARMS)}; '' only shows what there is"
+    )
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=12)
     parser.add_argument("--reduction-factor", type=int, default=7)
+    parser.add_argument("--loaders", type=int, default=0, help="processes that make features; 0 is the run's own")
     parser.add_argument("--json", type=Path, help="where the figures and curves go")
     parser.add_argument("--picture", type=Path, help="where the picture goes, PNG")
     return parser
@@ -116,6 +126,8 @@ def _arm(name: str, args: argparse.Namespace) -> Arm:
         seed=args.seed,
         batch_size=args.batch_size,
         reduction_factor=args.reduction_factor,
+        speak_every=_SPEAK_EVERY,
+        loaders=args.loaders,
         **ARMS[name],
     )
 
@@ -144,9 +156,11 @@ def _show(arms: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
         plt.close(figure)
 
 
-def _curve(folder: Path) -> dict[str, list[float]]:
+def _curve(folder: Path) -> dict[str, Any]:
     rows = [json.loads(line) for line in (folder / "held_out.jsonl").read_text(encoding="utf-8").splitlines()]
-    return {"step": [r["step"] for r in rows], **{key: [round(r[key], 4) for r in rows] for key in _CURVES}}
+    spoken = {str(r["step"]): r["speaks"] for r in rows if "speaks" in r}
+    curves = {key: [round(r[key], 4) for r in rows] for key in _CURVES}
+    return {"step": [r["step"] for r in rows], **curves, "speaks": spoken}
 
 
 def picture(out: Path, arms: dict[str, dict[str, Any]]) -> Any:

@@ -270,13 +270,16 @@ def test_every_arm_of_every_benchmark_is_known() -> None:
 
 def test_the_oracle_is_the_best_constant_and_nothing_else() -> None:
     grid = list(GRID)
-    common = {"setting": {"steps": 100}, "l1": 0.5}
+    common = {"setting": {"steps": 100}, "l1": 0.5, "relapse_steps": 0}
     rows = [{**common, "arm": grid[0], "aligned_step": step} for step in (None, 40, 60)]
     rows += [{**common, "arm": grid[1], "aligned_step": step} for step in (30, None, None)]
     rows += [{**common, "arm": "brain", "aligned_step": 10}, {**common, "arm": "default", "aligned_step": 10}]
     rows += [{**common, "arm": grid[2], "aligned_step": 10}]  # one seed, and luck
     assert oracle(rows) == grid[0]
     assert AT + oracle(rows) in ARMS
+    lost = [{**common, "arm": grid[3], "aligned_step": 10, "relapse_steps": 75} for _ in range(3)]
+    assert oracle(rows + lost) == grid[0]
+    assert oracle(rows + [{**row, "relapse_steps": 50} for row in lost]) == grid[3]
     with pytest.raises(ValueError, match="run the benchmark 'align' on this corpus first"):
         oracle([row for row in rows if row["arm"] == "default"])
 
@@ -287,8 +290,8 @@ def test_the_oracle_does_not_mix_settings(
     import run
 
     first, second = list(GRID)[:2]
-    long = [{"arm": first, "l1": 0.5, "aligned_step": 300, "setting": {"steps": 500}} for _ in range(3)]
-    short = [{"arm": second, "l1": 0.5, "aligned_step": None, "setting": {"steps": 40}} for _ in range(2)]
+    long = [{"arm": first, "l1": 0.5, "relapse_steps": 0, "aligned_step": 300, "setting": {"steps": 500}} for _ in range(3)]
+    short = [{"arm": second, "l1": 0.5, "relapse_steps": 0, "aligned_step": None, "setting": {"steps": 40}} for _ in range(2)]
     assert summary.of_one_setting([*short, *long]) == (long, 2)
     assert summary.of_one_setting([]) == ([], 0) and summary.of_one_setting(long) == (long, 0)
     with pytest.raises(ValueError, match="2 of the rows are of another setting"):

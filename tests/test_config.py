@@ -117,7 +117,7 @@ def test_yaml_that_is_no_mapping_is_refused_with_the_file_name(tmp_path: Path, t
 
 def test_the_knobs_of_a_term_that_is_left_out_are_not_steered() -> None:
     names = set(BrainConfig(tversky_weight=0.0).knob_names())
-    assert names == set(KNOBS) - {"tversky_alpha", "tversky_beta"}
+    assert names == set(KNOBS) - {"tversky_weight", "tversky_alpha", "tversky_beta"}
     assert BrainConfig(tversky_weight=0.0, knobs="tversky_alpha,gate_weight").knob_names() == ("gate_weight",)
 
 

@@ -5,7 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tts_brain.losses.controller import PHASE_GATE_WEIGHT, PHASE_MEL_WEIGHT, AdaptiveLossController
-from tts_brain.types import GATE_WEIGHT, MEL_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA, StopTokenCounts
+from tts_brain.types import (
+    GATE_WEIGHT,
+    MEL_WEIGHT,
+    TVERSKY_ALPHA,
+    TVERSKY_BETA,
+    TVERSKY_OFF,
+    TVERSKY_WEIGHT,
+    StopTokenCounts,
+)
 
 
 def controller() -> AdaptiveLossController:
@@ -17,6 +25,7 @@ def test_a_sure_phase_has_its_weights(phase: int) -> None:
     targets = controller().targets([float(i == phase) for i in range(4)])
     assert targets[MEL_WEIGHT] == PHASE_MEL_WEIGHT[phase] == (1.0, 1.0, 1.2, 1.5)[phase]
     assert targets[GATE_WEIGHT] == PHASE_GATE_WEIGHT[phase] == (0.5, 1.0, 1.0, 1.0)[phase]
+    assert targets[TVERSKY_WEIGHT] == (TVERSKY_OFF, TVERSKY_OFF, 0.5, 0.5)[phase]
 
 
 @given(st.lists(st.floats(0.001, 1), min_size=4, max_size=4))
@@ -60,7 +69,14 @@ def test_the_state_comes_back() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"adaptation_rate": 0.0}, {"adaptation_rate": 1.1}, {"initial_guided_weight": 0.0}, {"tversky_A": 0.0}]
+    "wrong",
+    [
+        {"adaptation_rate": 0.0},
+        {"adaptation_rate": 1.1},
+        {"initial_guided_weight": 0.0},
+        {"tversky_A": 0.0},
+        {"tversky_weight": -0.1},
+    ],
 )
 def test_a_setting_out_of_range_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))}=.*write"):

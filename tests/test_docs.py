@@ -20,7 +20,7 @@ SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 
 
 def _rows(text: str) -> dict[str, list[str]]:
-    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("| `")]
+    lines = [line.strip("|").split("|") for line in text.splitlines() if line.startswith(("| `", "| knob `"))]
     return {cells[0].strip(): [c.strip() for c in cells[1:]] for cells in lines}
 
 

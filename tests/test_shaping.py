@@ -8,9 +8,20 @@ from torch import Tensor
 
 from tts_brain.losses.shaping import added_by_knobs
 from tts_brain.losses.tversky import tversky_loss
-from tts_brain.types import GATE_WEIGHT, GUIDED_WEIGHT, KNOBS, LEARNING_RATE, MEL_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA
+from tts_brain.types import (
+    GATE_WEIGHT,
+    GUIDED_WEIGHT,
+    KNOBS,
+    LEARNING_RATE,
+    MEL_WEIGHT,
+    TVERSKY_ALPHA,
+    TVERSKY_BETA,
+    TVERSKY_OFF,
+    TVERSKY_WEIGHT,
+)
 
 PRICES = {TVERSKY_ALPHA: 0.4, TVERSKY_BETA: 0.6}
+HALF = PRICES | {TVERSKY_WEIGHT: 0.5}
 weights = st.floats(0.1, 4.0)
 
 
@@ -27,24 +38,26 @@ def parts() -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
 def test_neutral_knobs_add_nothing_at_all(knobs: dict[str, float]) -> None:
     """None, not a zero: the host's tensor must stay the same, to the bit and in the graph."""
     mel, gate, counts = parts()
-    assert added_by_knobs(knobs, mel, gate, counts, 0.5) is None
-    assert added_by_knobs(knobs | PRICES, mel, gate, counts, 0.0) is None
-    assert added_by_knobs(knobs | PRICES, mel, gate, None, 0.5) is None
+    assert added_by_knobs(knobs, mel, gate, counts) is None
+    assert added_by_knobs(knobs | PRICES, mel, gate, counts) is None
+    assert added_by_knobs(knobs | PRICES | {TVERSKY_WEIGHT: TVERSKY_OFF}, mel, gate, counts) is None
+    assert added_by_knobs(knobs | HALF, mel, gate, None) is None
 
 
 @pytest.mark.parametrize("one", PRICES)
 def test_one_price_alone_is_no_tversky(one: str) -> None:
     mel, gate, counts = parts()
-    assert added_by_knobs({one: PRICES[one]}, mel, gate, counts, 0.5) is None
+    assert added_by_knobs({one: PRICES[one], TVERSKY_WEIGHT: 0.5}, mel, gate, counts) is None
 
 
 @given(weights, weights, st.floats(0.05, 0.95), st.floats(0.05, 0.95), st.floats(0.01, 10))
 def test_all_knobs_add_up_and_each_gradient_is_the_formulas(
     mel_weight: float, gate_weight: float, alpha: float, beta: float, share: float
 ) -> None:
-    knobs = {MEL_WEIGHT: mel_weight, GATE_WEIGHT: gate_weight, TVERSKY_ALPHA: alpha, TVERSKY_BETA: beta}
+    prices = {TVERSKY_WEIGHT: share, TVERSKY_ALPHA: alpha, TVERSKY_BETA: beta}
+    knobs = {MEL_WEIGHT: mel_weight, GATE_WEIGHT: gate_weight, **prices}
     mel, gate, counts = parts()
-    added = added_by_knobs(knobs, mel, gate, counts, share)
+    added = added_by_knobs(knobs, mel, gate, counts)
     assert added is not None and added.dim() == 0
     tversky = 1 - 1.2 / (1.2 + alpha * 0.4 + beta * 0.8)
     expected = (mel_weight - 1) * 0.7 + (gate_weight - 1) * 0.3 + gate_weight * share * tversky
@@ -62,8 +75,8 @@ def test_all_knobs_add_up_and_each_gradient_is_the_formulas(
 )
 def test_one_knob_alone(knob: dict[str, float], expected: float) -> None:
     mel, gate, counts = parts()
-    assert added_by_knobs(knob, mel, gate, counts, 0.5).item() == pytest.approx(expected)
-    assert added_by_knobs({**dict.fromkeys(KNOBS, 1.0), **knob}, mel, gate, None, 0.5).item() == pytest.approx(expected)
+    assert added_by_knobs(knob, mel, gate, counts).item() == pytest.approx(expected)
+    assert added_by_knobs({**dict.fromkeys(KNOBS, 1.0), **knob}, mel, gate, None).item() == pytest.approx(expected)
 
 
 @given(weights)
@@ -71,16 +84,16 @@ def test_the_gate_weight_scales_the_tversky_share_too(gate_weight: float) -> Non
     """It is the stop token's weight, and Tversky is half of the stop token's loss."""
     mel, gate, counts = parts()
     loss = tversky_loss(*counts, *PRICES.values()).item()
-    alone = added_by_knobs(PRICES, mel, gate, counts, 0.5)
-    weighted = added_by_knobs({**PRICES, GATE_WEIGHT: gate_weight}, mel, gate, counts, 0.5)
+    alone = added_by_knobs(HALF, mel, gate, counts)
+    weighted = added_by_knobs({**HALF, GATE_WEIGHT: gate_weight}, mel, gate, counts)
     assert alone.item() == pytest.approx(0.5 * loss)
     assert weighted.item() == pytest.approx((gate_weight - 1) * 0.3 + gate_weight * 0.5 * loss)
 
 
 def test_a_model_without_a_stop_token_has_only_its_mel_weighted() -> None:
     mel, _, counts = parts()
-    assert added_by_knobs({GATE_WEIGHT: 2.0}, mel, None, None, 0.5) is None
-    assert added_by_knobs({GATE_WEIGHT: 2.0, MEL_WEIGHT: 2.0}, mel, None, None, 0.5).item() == pytest.approx(0.7)
+    assert added_by_knobs({GATE_WEIGHT: 2.0}, mel, None, None) is None
+    assert added_by_knobs({GATE_WEIGHT: 2.0, MEL_WEIGHT: 2.0}, mel, None, None).item() == pytest.approx(0.7)
     # Counts without a term of the host's own: Tversky stands alone.
-    added = added_by_knobs({GATE_WEIGHT: 2.0, **PRICES}, mel, None, counts, 0.5)
+    added = added_by_knobs({GATE_WEIGHT: 2.0, **HALF}, mel, None, counts)
     assert added.item() == pytest.approx(tversky_loss(*counts, 0.4, 0.6).item())

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from tts_brain.types import KNOBS, OVER_FRAMES, OVER_SPEECH, TVERSKY_ALPHA, TVERSKY_BETA, Mode
+from tts_brain.types import KNOBS, OVER_FRAMES, OVER_SPEECH, TVERSKY_ALPHA, TVERSKY_BETA, TVERSKY_WEIGHT, Mode
 
 _MODES = tuple(mode.value for mode in Mode)
 _COORDINATION = ("none", "average", "full")
@@ -58,7 +58,7 @@ class BrainConfig:
     initial_forward_sum_weight: float = 0.1
     tversky_A: float = 0.3
     tversky_B: float = 0.4
-    tversky_weight: float = 0.0  # docs/benchmarks.md: at 0.5 it delays the alignment
+    tversky_weight: float = 0.5  # once there is an alignment
     adaptation_rate: float = 0.1
 
     # what may be steered: comma-separated knob names, or "all"
@@ -123,7 +123,7 @@ class BrainConfig:
         _number("initial_forward_sum_weight", self.initial_forward_sum_weight, forward.low, forward.high)
         _number("tversky_A", self.tversky_A, 0.0, 1.0, open_low=True)
         _number("tversky_B", self.tversky_B, 0.0, 1.0)
-        _number("tversky_weight", self.tversky_weight, 0.0, 10.0)
+        _number("tversky_weight", self.tversky_weight, 0.0, KNOBS[TVERSKY_WEIGHT].high)
         _number("adaptation_rate", self.adaptation_rate, 0.0, 1.0, open_low=True)
         _number("max_learning_rate", self.max_learning_rate, 0.0, 1.0, open_low=True)
         _number("max_move_risk", self.max_move_risk, 0.0, 1.0)
@@ -139,7 +139,7 @@ class BrainConfig:
                 f"knobs={self.knobs!r} is not text; write knobs: all, or knobs: learning_rate,guided_weight"
             )
         names = tuple(KNOBS) if self.knobs.strip() == "all" else self._written_knobs()
-        without = () if self.tversky_weight > 0.0 else (TVERSKY_ALPHA, TVERSKY_BETA)
+        without = () if self.tversky_weight > 0.0 else (TVERSKY_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA)
         return tuple(name for name in names if name not in without)
 
     def _written_knobs(self) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ from tts_brain.types import (
     Verdict,
 )
 
-STATE_VERSION = 6
+STATE_VERSION = 7
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
 # Steps in a row left out under finite losses. The guard has kept the weights, so that going back a few steps mends
 # nothing. Where it lasts, the weights are where no gradient is finite.
@@ -77,7 +77,11 @@ class ContextAwareTrainingManager:
             config.forecasts,
         )
         self.losses = AdaptiveLossController(
-            config.initial_guided_weight, config.tversky_A, config.tversky_B, config.adaptation_rate
+            config.initial_guided_weight,
+            config.tversky_A,
+            config.tversky_B,
+            config.adaptation_rate,
+            config.tversky_weight,
         )
         self.agents: tuple[Agent, ...] = build_agents(config, self.losses)
         self.optimizer = MultiAgentOptimizer(

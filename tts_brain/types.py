@@ -181,6 +181,7 @@ GUIDED_SIGMA = "guided_sigma"
 FORWARD_SUM_WEIGHT = "forward_sum_weight"
 MEL_WEIGHT = "mel_weight"
 GATE_WEIGHT = "gate_weight"
+TVERSKY_WEIGHT = "tversky_weight"
 TVERSKY_ALPHA = "tversky_alpha"
 TVERSKY_BETA = "tversky_beta"
 GRAD_CLIP = "grad_clip"
@@ -190,6 +191,7 @@ OVER_FRAMES, OVER_SPEECH = "frames", "speech"
 
 GRAD_CLIP_OFF = 100.0
 FORWARD_SUM_OFF = 1e-3
+TVERSKY_OFF = 1e-3
 
 KNOBS: Mapping[str, Knob] = MappingProxyType(
     {
@@ -205,6 +207,8 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
             ),
             Knob(MEL_WEIGHT, "multiplier of the spectrogram losses", 1.0, 0.25, 4.0, 1.25),
             Knob(GATE_WEIGHT, "multiplier of the stop-token loss", 1.0, 0.1, 4.0, 1.25),
+            # At TVERSKY_OFF the term is not made at all.
+            Knob(TVERSKY_WEIGHT, "Tversky loss beside the stop token's own", TVERSKY_OFF, TVERSKY_OFF, 2.0, 1.25, 0.05),
             Knob(TVERSKY_ALPHA, "cost of a false stop", None, 0.05, 0.95, 1.25),
             Knob(TVERSKY_BETA, "cost of a missed stop", None, 0.05, 0.95, 1.25),
             # Above GRAD_CLIP_OFF * median nothing is ever clipped by us.

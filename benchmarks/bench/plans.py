@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from bench.arms import Brain, Plain
+from bench.figures import relapsed
 from bench.host import Arm
 from bench.rivals import AutoFix, hand_decayed, plateau
 from bench.rivals_scalarised import dwa, famo, uncertainty
@@ -37,7 +38,7 @@ FORWARD_SUMS = (
 )
 # With the guide over the clips' speech, which is the brain's: the same term at constant weights.
 OVER_SPEECH = ((100.0, 0.0), (100.0, 0.1), (300.0, 0.1))
-_BALANCE = ("mel_weight", "gate_weight", "tversky_alpha", "tversky_beta")
+_BALANCE = ("mel_weight", "gate_weight", "tversky_weight", "tversky_alpha", "tversky_beta")
 
 
 def _without(*names: str) -> dict[str, Any]:
@@ -65,7 +66,7 @@ BRAINS: dict[str, dict[str, Any]] = {
     "brain without forward-sum": _without(FORWARD_SUM_WEIGHT),
     "brain with the guide over frames": {"guide_over": OVER_FRAMES},
     "brain without balance": _without(*_BALANCE) | {"tversky_weight": 0.0},
-    "brain with tversky": {"tversky_weight": 0.5},
+    "brain without tversky": {"tversky_weight": 0.0},
     "brain without clip": _without(GRAD_CLIP),
     "brain without rollback": {"mode": "assist"},
     "brain without risk": {"max_move_risk": 1.0},
@@ -142,8 +143,15 @@ def arms_of(benchmark: str) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys([*first, *ARMS, *POPULATIONS]) if " at " not in name)
 
 
+def _steps_kept(row: Mapping[str, Any]) -> float:
+    return steps_to_aligned({**row, "aligned_step": None} if relapsed(row) else row)
+
+
 def oracle(rows: Iterable[Mapping[str, Any]]) -> str:
     """The constants that did best in ``align``, of those with the most seeds: steps to aligned, then L1; medians.
+
+    A run that lost its alignment again (``figures.relapsed``) counts as one that never had it: constants that align
+    first and speak nothing at the end are nobody's choice.
 
     Raises:
         ValueError: none of the rows is of a constant setting, or they are of several settings of the benchmark, which
@@ -157,7 +165,7 @@ def oracle(rows: Iterable[Mapping[str, Any]]) -> str:
         raise ValueError(f"{others} of the rows are of another setting than the rest, and steps do not compare")
     most = max(len(group) for group in groups.values())
     best = {
-        arm: (median(map(steps_to_aligned, group)), median_interval([row["l1"] for row in group])[0])
+        arm: (median(map(_steps_kept, group)), median_interval([row["l1"] for row in group])[0])
         for arm, group in groups.items()
         if len(group) == most  # one with fewer seeds may have had luck
     }

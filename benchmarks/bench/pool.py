@@ -110,7 +110,8 @@ class _Worker:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                # Cells are of a CPU; where there is a GPU, a fork of a process that has seen it could not train.
+                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
                 start_new_session=True,  # its children end with it
             )
             errors = self._process.stderr

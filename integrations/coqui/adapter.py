@@ -32,6 +32,7 @@ from tts_brain.types import (
     KNOBS,
     TVERSKY_ALPHA,
     TVERSKY_BETA,
+    TVERSKY_WEIGHT,
     Capabilities,
     Decision,
     Verdict,
@@ -42,7 +43,7 @@ log = logging.getLogger("tts_brain")
 
 _CHECKPOINT = re.compile(r"(?:checkpoint|best_model)_(\d+)\.pth")
 _SIDECAR = re.compile(r"state_(\d+)\.safetensors")
-_STOP_KNOBS = {GATE_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA}
+_STOP_KNOBS = {GATE_WEIGHT, TVERSKY_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA}
 
 
 def attach(trainer: Trainer, config: BrainConfig | Mapping[str, Any] | None = None) -> CoquiAdapter | None:
@@ -96,7 +97,7 @@ class CoquiAdapter:
                 f"the brain cannot write its files to {self._folder}: {error}. "
                 "Give an output_path that can be written, or set brain=False"
             ) from error
-        self._criterion = CriterionTap(trainer.criterion[0], self.session, config.tversky_weight)
+        self._criterion = CriterionTap(trainer.criterion[0], self.session)
         self._text_length: float | None = None
         self._in_step = False
         self._sidecar_due: int | None = None

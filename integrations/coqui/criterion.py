@@ -48,7 +48,6 @@ class CriterionTap:
     Args:
         criterion: the host's.
         session: gives the knobs, and is shown attention and stop token.
-        tversky_weight: share of the Tversky loss beside the host's cross entropy, 0 or more.
 
     Attributes:
         tokens: frame-weighted mean tokens per utterance of the batch under way, set by the adapter before each
@@ -57,12 +56,11 @@ class CriterionTap:
         host_total: the newest training loss as the host would have it, detached; None before the first.
     """
 
-    def __init__(self, criterion: TacotronLoss, session: BrainSession, tversky_weight: float) -> None:
+    def __init__(self, criterion: TacotronLoss, session: BrainSession) -> None:
         self.tokens, self.reduction_factor = 1.0, 1
         self.host_total: Tensor | None = None
         self._criterion = criterion
         self._session = session
-        self._tversky_weight = tversky_weight
         self._host_sigma = host_sigma(criterion)
         # Of the class: what somebody else has put in front of it may take (*args, **kwargs).
         self._signature = signature(type(criterion).forward.__get__(criterion))
@@ -122,7 +120,7 @@ class CriterionTap:
         loss = with_attention_terms(losses["loss"], knobs, *attention, partial(self._places, inputs), guide)
         mel = [losses[n] * getattr(self._criterion, alpha) for n, alpha in _MEL_TERMS.items() if n in losses]
         gate = None if counts is None else losses["stopnet_loss"]
-        added = added_by_knobs(knobs, torch.stack(mel).sum(), gate, counts, self._tversky_weight)
+        added = added_by_knobs(knobs, torch.stack(mel).sum(), gate, counts)
         return loss if added is None else loss + added
 
     def _places(self, inputs: Mapping[str, Any]) -> Tensor:

@@ -6,7 +6,7 @@ Arms of one comparison see the same initial weights, the same batches in the sam
 Everything is written as it comes, so a killed run keeps what there is:
 
     train.jsonl      step, mel and total loss, rate used, seconds
-    held_out.jsonl   step, held-out L1 and attention metrics
+    held_out.jsonl   step, held-out L1 and attention metrics; every ``speak_every`` steps the share of clips it speaks
     alignments.npz   the last and earlier attention matrices of two held-out clips
     audio/*.npy      sound of the first two held-out clips
     run/…/brain/     the brain's journal
@@ -34,6 +34,7 @@ from TTS.config.shared_configs import BaseAudioConfig, BaseDatasetConfig
 from TTS.tts.datasets import load_tts_samples
 from TTS.tts.models.tacotron2 import Tacotron2
 
+from tts_brain.pytorch.heldout import Spoken
 from tts_brain_coqui.config import install
 from tts_brain_coqui.corpus import register
 from tts_brain_coqui.probe import Probe
@@ -44,7 +45,8 @@ _BUCKET_BATCHES = 8
 
 @dataclass
 class Arm:
-    """What to run. ``config`` is laid over Coqui's ``Tacotron2Config`` defaults, ``brain`` is its brain section."""
+    """What to run. ``config`` is laid over Coqui's ``Tacotron2Config`` defaults, ``brain`` is its brain section;
+    ``speak_every`` 0 has clips spoken at the end alone, ``loaders`` 0 makes features in the training process."""
 
     name: str
     label: str
@@ -57,6 +59,8 @@ class Arm:
     reduction_factor: int = 5
     held_out: int = 12
     measure_every: int = 25
+    speak_every: int = 0
+    loaders: int = 0
 
     def save(self, folder: Path) -> None:
         """Write ``folder / arm.json``."""
@@ -72,10 +76,10 @@ class Arm:
 class FixedOrder:
     """A loader of exactly ``steps`` batches whose order depends on the seed alone, not on what the model draws."""
 
-    def __init__(self, dataset: Any, batch_size: int, steps: int, seed: int) -> None:
+    def __init__(self, dataset: Any, batch_size: int, steps: int, seed: int, loaders: int = 0) -> None:
         lengths = [sample["audio_length"] for sample in dataset.samples]
         batches = list(islice(_batches(lengths, batch_size, random.Random(seed)), steps))
-        self._loader = DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate_fn)
+        self._loader = DataLoader(dataset, batch_sampler=batches, collate_fn=dataset.collate_fn, num_workers=loaders)
 
     def __len__(self) -> int:
         return len(self._loader)
@@ -124,7 +128,7 @@ class ArmRun:
         torch.manual_seed(arm.seed)
         model = Tacotron2(config)
         dataset = _dataset(model, config, train_samples, is_eval=False)
-        loader = FixedOrder(dataset, arm.batch_size, arm.steps, arm.seed)
+        loader = FixedOrder(dataset, arm.batch_size, arm.steps, arm.seed, arm.loaders)
         trainer = Trainer(
             TrainerArgs(),
             config,
@@ -165,6 +169,8 @@ class ArmRun:
         seen = self.probe.held_out(model)
         errors = {"": seen.l1, "_postnet": seen.l1_postnet, "_postnet_fresh": seen.l1_postnet_fresh}
         row = {"step": step, **{f"held_out_l1{where}": error for where, error in errors.items()}, **seen.values}
+        if self.arm.speak_every and step and step % self.arm.speak_every == 0:
+            row["speaks"] = _share([self.probe.speak(model, clip) for clip in range(len(self.probe))])
         self._append("held_out.jsonl", row)
         print(json.dumps({"step": step, "attention_diag": seen.values["attention_diag"]}), flush=True)
         for clip, matrix in enumerate(seen.matrices[:PICTURED_CLIPS]):
@@ -185,12 +191,16 @@ class ArmRun:
             for kind, mel in mels.items():
                 sound = model.ap.inv_melspectrogram(mel.T)
                 np.save(self.folder / "audio" / f"{clip}_{kind}.npy", np.asarray(sound, dtype=np.float32))
-        done = {"speaks": sum(s.speaks for s in spoken) / len(spoken), "sample_rate": model.ap.sample_rate}
+        done = {"speaks": _share(spoken), "sample_rate": model.ap.sample_rate}
         (self.folder / "done.json").write_text(json.dumps(done), encoding="utf-8")
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
         with (self.folder / name).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _share(spoken: list[Spoken]) -> float:
+    return sum(s.speaks for s in spoken) / len(spoken)
 
 
 def _config(arm: Arm, folder: Path) -> Any:

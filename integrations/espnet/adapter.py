@@ -79,7 +79,7 @@ class EspnetAdapter:
                 f"the brain cannot write its files to {self._folder}: {error}. "
                 "Give an --output_dir that can be written, or write brain: false"
             ) from error
-        self._losses = LossTap(tts, self.session, config.tversky_weight)
+        self._losses = LossTap(tts, self.session)
         # ESPnet hands the ids of a batch to its model, which keeps them from ``tts``.
         self._names = model.register_forward_pre_hook(self._keep_names, with_kwargs=True)
         self._regime = {"reduction factor": int(tts.reduction_factor), "accum_grad": int(options.accum_grad)}

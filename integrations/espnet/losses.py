@@ -41,7 +41,6 @@ class LossTap:
     Args:
         tts: the host's, on which hooks are put.
         session: gives the knobs, and is shown attention and stop token.
-        tversky_weight: share of the Tversky loss beside the host's cross entropy, 0 or more.
 
     Attributes:
         names: ids of the batch under way, set by the adapter; empty where the host gives none.
@@ -49,13 +48,12 @@ class LossTap:
         text_length: its mean tokens per utterance; None before the first.
     """
 
-    def __init__(self, tts: Tacotron2, session: BrainSession, tversky_weight: float) -> None:
+    def __init__(self, tts: Tacotron2, session: BrainSession) -> None:
         self.names: tuple[str, ...] = ()
         self.raw: dict[str, float] = {}
         self.text_length: float | None = None
         self._tts = tts
         self._session = session
-        self._tversky_weight = tversky_weight
         self._host_sigma = host_sigma(tts)
         # Of the class: what somebody else has put in front of it may take (*args, **kwargs).
         self._signature = signature(type(tts).forward.__get__(tts))
@@ -144,7 +142,7 @@ class LossTap:
         hosts = HostGuide(self._guided_loss, self._host_weight(), self._host_sigma)
         places = partial(self._places, frames)
         loss = with_attention_terms(loss, knobs, self._attention, frames, tokens, places, hosts)
-        added = added_by_knobs(knobs, mel, gate, counts, self._tversky_weight)
+        added = added_by_knobs(knobs, mel, gate, counts)
         return loss if added is None else loss + added
 
     def _host_weight(self) -> float:

@@ -214,9 +214,9 @@ def test_gate_weight_and_tversky(one: OneBatch) -> None:
     host = one.host()
     with one.knobs(gate_weight=0.4):
         assert close(one.ours()["loss"], host["loss"] - 0.6 * host["stopnet_loss"])
-    with one.knobs(tversky_alpha=0.7, tversky_beta=0.2):
+    with one.knobs(tversky_weight=0.5, tversky_alpha=0.7, tversky_beta=0.2):
         assert close(one.ours()["loss"], host["loss"] + 0.5 * one.tversky(0.7, 0.2))
-    with one.knobs(gate_weight=0.4, tversky_alpha=0.7, tversky_beta=0.2):
+    with one.knobs(gate_weight=0.4, tversky_weight=0.5, tversky_alpha=0.7, tversky_beta=0.2):
         ours = one.ours()
     expected = host["loss"] - 0.6 * host["stopnet_loss"] + 0.4 * 0.5 * one.tversky(0.7, 0.2)
     assert close(ours["loss"], expected)
@@ -240,7 +240,7 @@ def test_all_knobs_and_their_gradient(one: OneBatch) -> None:
     for name in ("alignments", "stopnet_output", "decoder_output"):
         one.inputs[name] = one.inputs[name].detach().requires_grad_()
     watched = [one.inputs[name] for name in ("alignments", "stopnet_output", "decoder_output")]
-    with one.knobs(**knobs, tversky_alpha=0.6, tversky_beta=0.3):
+    with one.knobs(**knobs, tversky_weight=0.5, tversky_alpha=0.6, tversky_beta=0.3):
         ours = torch.autograd.grad(one.ours()["loss"], watched)
     host = one.host()
     by_hand = (
@@ -277,7 +277,7 @@ def test_evaluation_is_untouched(corpus: Path, tmp_path: Path) -> None:
         trainer = make_trainer(make_config(corpus, tmp_path / name, brain=brain, run_eval=True), steps=1)
         trainer.model.eval_log = lambda *_: None  # its pictures
         if brain:
-            turn(trainer, guided_weight=20.0, guided_sigma=0.1, mel_weight=4.0, gate_weight=4.0, tversky_alpha=0.9)
+            turn(trainer, guided_weight=20.0, guided_sigma=0.1, mel_weight=4.0, gate_weight=4.0, tversky_weight=2.0)
         torch.manual_seed(3)
         trainer.eval_epoch()
         losses.append({k: v for k, v in trainer.keep_avg_eval.avg_values.items() if "time" not in k})

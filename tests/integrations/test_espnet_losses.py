@@ -50,7 +50,7 @@ class Bench:
             "feats": torch.randn(3, int(frames.max()), 8),
             "feats_lengths": frames,
         }
-        self.tap = LossTap(self.tts, self.session, tversky_weight=0.5)
+        self.tap = LossTap(self.tts, self.session)
 
     def knobs(self, **knobs: float) -> None:
         """Set knobs as a decision would; all others are neutral and the Tversky loss is off."""
@@ -176,7 +176,7 @@ def test_tversky_is_priced_over_the_valid_frames(bench: Bench) -> None:
     _, _, logits, _, labels, lengths = seen[0]
     valid = torch.arange(logits.shape[1]) < lengths[:, None]
     expected = tversky_loss(*soft_counts(logits, labels, valid), 0.3, 0.7).item()
-    bench.knobs(tversky_alpha=0.3, tversky_beta=0.7, gate_weight=1.0)
+    bench.knobs(tversky_weight=0.5, tversky_alpha=0.3, tversky_beta=0.7, gate_weight=1.0)
     assert bench.forward()[0].item() == pytest.approx(neutral.item() + 0.5 * expected, rel=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Mel and gate weight by phase, stop-token prices by its own errors."""
+"""Mel, gate and Tversky weight by phase, stop-token prices by its own errors."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from tts_brain.losses.controller import AdaptiveLossController
-from tts_brain.types import GATE_WEIGHT, KNOBS, MEL_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA, Proposal, TrainingContext
+from tts_brain.types import (
+    GATE_WEIGHT,
+    KNOBS,
+    MEL_WEIGHT,
+    TVERSKY_ALPHA,
+    TVERSKY_BETA,
+    TVERSKY_WEIGHT,
+    Proposal,
+    TrainingContext,
+)
 
 
 class LossBalanceAgent:
-    """Owns the mel and gate weights and the Tversky prices; the controller remembers the stop token's errors."""
+    """Owns mel, gate and Tversky weight and the Tversky prices; the controller remembers the stop token's errors."""
 
     name: ClassVar[str] = "loss_balance"
-    owns: ClassVar[tuple[str, ...]] = (MEL_WEIGHT, GATE_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA)
+    owns: ClassVar[tuple[str, ...]] = (MEL_WEIGHT, GATE_WEIGHT, TVERSKY_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA)
 
     def __init__(self, controller: AdaptiveLossController) -> None:
         self._controller = controller
@@ -29,7 +38,7 @@ class LossBalanceAgent:
         if errors is not None:
             evidence |= {"false_stops": errors[0], "missed_stops": errors[1]}
             stop = f"of the stops {errors[0]:.2%} are false and {errors[1]:.2%} missed"
-        shown = {MEL_WEIGHT: "mel", GATE_WEIGHT: "gate"}
+        shown = {MEL_WEIGHT: "mel", GATE_WEIGHT: "gate", TVERSKY_WEIGHT: "Tversky"}
         goals = ", ".join(f"{name} toward {targets[knob]:.2f}" for knob, name in shown.items() if knob in knobs)
         reason = f"{context.phase.value}: {goals}; {stop}" if goals else stop
         return Proposal(self.name, moves, reason, evidence)

@@ -7,11 +7,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tts_brain.losses.tversky import tversky_coefficients
-from tts_brain.types import GATE_WEIGHT, MEL_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA, StopTokenCounts
+from tts_brain.types import (
+    GATE_WEIGHT,
+    MEL_WEIGHT,
+    TVERSKY_ALPHA,
+    TVERSKY_BETA,
+    TVERSKY_OFF,
+    TVERSKY_WEIGHT,
+    StopTokenCounts,
+)
 
 # One value per phase, in order (DESIGN.md). Before there is an alignment, "stop" cannot be learned from the text.
 PHASE_MEL_WEIGHT = (1.0, 1.0, 1.2, 1.5)
 PHASE_GATE_WEIGHT = (0.5, 1.0, 1.0, 1.0)
+# Share of the Tversky weight. While an alignment forms the term delays it (docs/benchmarks.md); after that it brings
+# up a stop token whose own loss leaves it unsure: one positive step among dozens, in Coqui weighed down to a fifth.
+PHASE_TVERSKY_SHARE = (0.0, 0.0, 1.0, 1.0)
 
 
 class AdaptiveLossController:
@@ -22,6 +33,7 @@ class AdaptiveLossController:
         tversky_A, tversky_B: see ``tversky_coefficients``.
         adaptation_rate: share of the way (in logarithms) to the target that one decision goes, and that the smoothed
             errors of the stop token go to the newest; in (0, 1].
+        tversky_weight: of the Tversky loss beside the stop token's own once there is an alignment; 0 or more.
     """
 
     def __init__(
@@ -30,6 +42,7 @@ class AdaptiveLossController:
         tversky_A: float = 0.3,
         tversky_B: float = 0.4,
         adaptation_rate: float = 0.1,
+        tversky_weight: float = 0.5,
     ) -> None:
         if not 0.0 < adaptation_rate <= 1.0:
             raise ValueError(f"adaptation_rate={adaptation_rate}; write a number above 0 and at most 1, such as 0.1")
@@ -40,7 +53,10 @@ class AdaptiveLossController:
         self.initial_guided_weight = initial_guided_weight
         self.tversky_A = tversky_A
         self.tversky_B = tversky_B
+        if not tversky_weight >= 0.0:
+            raise ValueError(f"tversky_weight={tversky_weight}; write 0 or more, such as 0.5")
         self.adaptation_rate = adaptation_rate
+        self.tversky_weight = tversky_weight
         self._errors: tuple[float, float] | None = None
 
     @property
@@ -59,11 +75,12 @@ class AdaptiveLossController:
         self._errors = (old[0] + rate * (new[0] - old[0]), old[1] + rate * (new[1] - old[1]))
 
     def targets(self, phase_posterior: Sequence[float]) -> dict[str, float]:
-        """Where the four weights should go, averaged over the phases by their probability."""
+        """Where the weights and prices should go, averaged over the phases by their probability."""
         alpha, beta = tversky_coefficients(*(self._errors or (0.0, 0.0)), self.tversky_A, self.tversky_B)
         return {
             MEL_WEIGHT: _expected(PHASE_MEL_WEIGHT, phase_posterior),
             GATE_WEIGHT: _expected(PHASE_GATE_WEIGHT, phase_posterior),
+            TVERSKY_WEIGHT: max(TVERSKY_OFF, self.tversky_weight * _expected(PHASE_TVERSKY_SHARE, phase_posterior)),
             TVERSKY_ALPHA: alpha,
             TVERSKY_BETA: beta,
         }
