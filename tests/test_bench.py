@@ -290,8 +290,12 @@ def test_the_oracle_does_not_mix_settings(
     import run
 
     first, second = list(GRID)[:2]
-    long = [{"arm": first, "l1": 0.5, "relapse_steps": 0, "aligned_step": 300, "setting": {"steps": 500}} for _ in range(3)]
-    short = [{"arm": second, "l1": 0.5, "relapse_steps": 0, "aligned_step": None, "setting": {"steps": 40}} for _ in range(2)]
+    long = [
+        {"arm": first, "l1": 0.5, "relapse_steps": 0, "aligned_step": 300, "setting": {"steps": 500}} for _ in range(3)
+    ]
+    short = [
+        {"arm": second, "l1": 0.5, "relapse_steps": 0, "aligned_step": None, "setting": {"steps": 40}} for _ in range(2)
+    ]
     assert summary.of_one_setting([*short, *long]) == (long, 2)
     assert summary.of_one_setting([]) == ([], 0) and summary.of_one_setting(long) == (long, 0)
     with pytest.raises(ValueError, match="2 of the rows are of another setting"):

@@ -207,8 +207,8 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
             ),
             Knob(MEL_WEIGHT, "multiplier of the spectrogram losses", 1.0, 0.25, 4.0, 1.25),
             Knob(GATE_WEIGHT, "multiplier of the stop-token loss", 1.0, 0.1, 4.0, 1.25),
-            # At TVERSKY_OFF the term is not made at all.
-            Knob(TVERSKY_WEIGHT, "Tversky loss beside the stop token's own", TVERSKY_OFF, TVERSKY_OFF, 2.0, 1.25, 0.05),
+            # At TVERSKY_OFF the term is not made at all; the stop token's own loss has weight 1.
+            Knob(TVERSKY_WEIGHT, "Tversky loss beside the stop token's own", TVERSKY_OFF, TVERSKY_OFF, 2.0, 1.25, 1.0),
             Knob(TVERSKY_ALPHA, "cost of a false stop", None, 0.05, 0.95, 1.25),
             Knob(TVERSKY_BETA, "cost of a missed stop", None, 0.05, 0.95, 1.25),
             # Above GRAD_CLIP_OFF * median nothing is ever clipped by us.
