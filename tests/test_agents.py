@@ -26,6 +26,8 @@ from tts_brain.types import (
     KNOBS,
     LEARNING_RATE,
     MEL_WEIGHT,
+    TVERSKY_OFF,
+    TVERSKY_WEIGHT,
     FilterReport,
     Forecast,
     Scales,
@@ -473,3 +475,21 @@ def test_the_weights_settle_where_the_phase_wants_them(phase: int, mel: float, g
     for _ in range(100):
         knobs |= agent.propose(seen, knobs).moves
     assert knobs[MEL_WEIGHT] == pytest.approx(mel, rel=1e-3) and knobs[GATE_WEIGHT] == pytest.approx(gate, rel=1e-3)
+
+
+@pytest.mark.parametrize("wanted", [0.01, 0.05, 0.5, 2.0])
+def test_the_tversky_weight_comes_to_its_setting_once_aligned_and_goes_when_the_alignment_is_lost(
+    wanted: float,
+) -> None:
+    config = BrainConfig(tversky_weight=wanted)
+    losses = AdaptiveLossController(tversky_weight=wanted)
+    agent = next(a for a in build_agents(config, losses) if a.name == "loss_balance")
+    knobs = start_knobs()
+    for posterior, end in (((0.0, 0.0, 1.0, 0.0), wanted), ((1.0, 0.0, 0.0, 0.0), TVERSKY_OFF)):
+        seen, sizes = context(phase_posterior=posterior), []
+        for _ in range(100):
+            new = agent.propose(seen, knobs).moves[TVERSKY_WEIGHT]
+            sizes.append(abs(KNOBS[TVERSKY_WEIGHT].move(knobs[TVERSKY_WEIGHT], new)))
+            knobs[TVERSKY_WEIGHT] = KNOBS[TVERSKY_WEIGHT].limit(knobs[TVERSKY_WEIGHT], new)
+        assert knobs[TVERSKY_WEIGHT] == pytest.approx(end)
+        assert max(sizes) < 0.12 and sizes[-1] == 0.0

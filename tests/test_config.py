@@ -16,6 +16,11 @@ def from_yaml(tmp_path: Path, text: str) -> BrainConfig:
     return BrainConfig.from_yaml(path)
 
 
+# The three of the Tversky term go together.
+THREE = "tversky_weight,tversky_alpha,tversky_beta"
+KNOB_SETS = (*sorted(set(KNOBS) - set(THREE.split(","))), THREE)
+
+
 @pytest.mark.parametrize(
     ("wrong", "near"), [("trail_steps", "trial_steps"), ("Mode", "mode"), ("max_lerning_rate", "max_learning_rate")]
 )
@@ -85,7 +90,7 @@ def test_any_value_at_any_key_is_taken_or_refused_never_worse(data: st.DataObjec
 
 @given(
     mode=st.sampled_from([m.value for m in Mode]),
-    knobs=st.lists(st.sampled_from(sorted(KNOBS)), unique=True),
+    knobs=st.lists(st.sampled_from(KNOB_SETS), unique=True),
     decide_every=st.integers(1, 1000),
     rate=st.floats(1e-6, 1.0),
 )
@@ -119,6 +124,9 @@ def test_the_knobs_of_a_term_that_is_left_out_are_not_steered() -> None:
     names = set(BrainConfig(tversky_weight=0.0).knob_names())
     assert names == set(KNOBS) - {"tversky_weight", "tversky_alpha", "tversky_beta"}
     assert BrainConfig(tversky_weight=0.0, knobs="tversky_alpha,gate_weight").knob_names() == ("gate_weight",)
+    with pytest.raises(ValueError, match=r"names tversky_alpha alone.*write them all, or tversky_weight: 0"):
+        BrainConfig(knobs="tversky_alpha,gate_weight")
+    assert BrainConfig(knobs=THREE).knob_names() == tuple(THREE.split(","))
 
 
 def test_knobs_are_read_in_any_spacing() -> None:

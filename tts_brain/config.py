@@ -11,11 +11,21 @@ from typing import Any
 
 import yaml
 
-from tts_brain.types import KNOBS, OVER_FRAMES, OVER_SPEECH, TVERSKY_ALPHA, TVERSKY_BETA, TVERSKY_WEIGHT, Mode
+from tts_brain.types import (
+    KNOBS,
+    OVER_FRAMES,
+    OVER_SPEECH,
+    TVERSKY_ALPHA,
+    TVERSKY_BETA,
+    TVERSKY_OFF,
+    TVERSKY_WEIGHT,
+    Mode,
+)
 
 _MODES = tuple(mode.value for mode in Mode)
 _COORDINATION = ("none", "average", "full")
 _GUIDES = (OVER_FRAMES, OVER_SPEECH)
+_TVERSKY = (TVERSKY_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA)
 _SNAPSHOT_PLACES = ("memory", "disk")
 _COUNTS = (
     "decide_every",
@@ -139,7 +149,13 @@ class BrainConfig:
                 f"knobs={self.knobs!r} is not text; write knobs: all, or knobs: learning_rate,guided_weight"
             )
         names = tuple(KNOBS) if self.knobs.strip() == "all" else self._written_knobs()
-        without = () if self.tversky_weight > 0.0 else (TVERSKY_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA)
+        without = () if self.tversky_weight > TVERSKY_OFF else _TVERSKY
+        named = [name for name in _TVERSKY if name in names]
+        if not without and named and len(named) < len(_TVERSKY):
+            raise ValueError(
+                f"knobs: {self.knobs!r} names {', '.join(named)} alone, and the Tversky term takes all of "
+                f"{', '.join(_TVERSKY)}; write them all, or tversky_weight: 0"
+            )
         return tuple(name for name in names if name not in without)
 
     def _written_knobs(self) -> tuple[str, ...]:

@@ -316,9 +316,9 @@ def test_raw_losses_are_written_not_ours(corpus: Path, tmp_path: Path) -> None:
     """The first step of the same run, with and without strong knobs, shows the manager the same losses."""
     observed = []
     for name, mode in (("observe", "observe"), ("full", "full")):
-        config = make_config(corpus, tmp_path / name, model="tacotron", brain=quick(mode, tversky_weight=2.0))
+        config = make_config(corpus, tmp_path / name, model="tacotron", brain=quick(mode))
         trainer = make_trainer(config, steps=1)
-        turn(trainer, guided_weight=9.0, mel_weight=2.0, gate_weight=3.0)
+        turn(trainer, guided_weight=9.0, mel_weight=2.0, gate_weight=3.0, tversky_weight=2.0)
         trainer._fit()
         observed.append(records(trainer, "observation")[0]["losses"])
     assert observed[0] == pytest.approx(observed[1], rel=1e-5)

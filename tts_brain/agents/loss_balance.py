@@ -13,9 +13,14 @@ from tts_brain.types import (
     TVERSKY_ALPHA,
     TVERSKY_BETA,
     TVERSKY_WEIGHT,
+    Knob,
     Proposal,
     TrainingContext,
 )
+
+# As a move (``Knob.move``): so much at least, or what is left to the target, or a share of a short way would be too
+# small a move to be made and the knob never come where it belongs.
+_LEAST_MOVE = 0.02
 
 
 class LossBalanceAgent:
@@ -28,10 +33,10 @@ class LossBalanceAgent:
         self._controller = controller
 
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
-        """A step of ``adaptation_rate`` toward each target."""
+        """A step of ``adaptation_rate`` toward each target, at least ``_LEAST_MOVE``."""
         targets = self._controller.targets(context.phase_posterior)
         rate = self._controller.adaptation_rate
-        moves = {k: KNOBS[k].approach(knobs[k], t, rate) for k, t in targets.items() if k in knobs}
+        moves = {k: _toward(KNOBS[k], knobs[k], t, rate) for k, t in targets.items() if k in knobs}
         evidence = {f"{k}_target": t for k, t in targets.items()}
         errors = context.stop_errors
         stop = "stop token not seen yet"
@@ -52,3 +57,8 @@ class LossBalanceAgent:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         pass
+
+
+def _toward(knob: Knob, current: float, target: float, share: float) -> float:
+    way = abs(knob.move(current, target))
+    return target if way <= _LEAST_MOVE else knob.approach(current, target, max(share, _LEAST_MOVE / way))

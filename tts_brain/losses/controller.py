@@ -26,7 +26,7 @@ PHASE_TVERSKY_SHARE = (0.0, 0.0, 1.0, 1.0)
 
 
 class AdaptiveLossController:
-    """Targets for the mel and gate weights and the Tversky prices.
+    """Targets for the mel, gate and Tversky weights and the Tversky prices.
 
     Args:
         initial_guided_weight: guided weight a run starts with, normalised (host weight / mean text length).
@@ -50,11 +50,11 @@ class AdaptiveLossController:
             raise ValueError(f"initial_guided_weight={initial_guided_weight}; write a positive number, such as 4.5")
         if not (tversky_A > 0.0 and tversky_B >= 0.0):
             raise ValueError(f"tversky_A={tversky_A}, tversky_B={tversky_B}; write A > 0 and B >= 0, such as 0.3, 0.4")
+        if not tversky_weight >= 0.0:
+            raise ValueError(f"tversky_weight={tversky_weight}; write 0 or more, such as 0.5")
         self.initial_guided_weight = initial_guided_weight
         self.tversky_A = tversky_A
         self.tversky_B = tversky_B
-        if not tversky_weight >= 0.0:
-            raise ValueError(f"tversky_weight={tversky_weight}; write 0 or more, such as 0.5")
         self.adaptation_rate = adaptation_rate
         self.tversky_weight = tversky_weight
         self._errors: tuple[float, float] | None = None
