@@ -1,11 +1,12 @@
-"""Coqui's full-size Tacotron2, one long run per arm: the host's defaults, the best constants, the brain.
+"""Coqui's full-size Tacotron2, one long run per arm: the host's defaults, the best constants, the brain, a part of it.
 
     python benchmarks/full_size.py --data DIR --out FOLDER [--steps 1000] [--arms default,constants,brain]
 
-The arms are those of ``tts-brain demo`` and one more, ``constants``: guided weight, rate and a constant forward-sum
-term of the best cell of ``align``'s grid. One process and one core; 1,000 steps of an arm take some two and a half
-hours. An arm that has ended is not run again; one that was stopped starts anew, and what it wrote is kept beside it.
-Table, figures (``--json``) and picture (``--picture``) are made of whatever the folder holds.
+The arms are those of ``tts-brain demo`` and two more. ``constants`` are guided weight, rate and a constant forward-sum
+term of the best cell of ``align``'s grid; ``brain without tversky`` shows what that term does for the stop token. On
+one core 1,000 steps of an arm take some two and a half hours; with a GPU minutes, and ``--loaders 2`` keeps it fed. An
+arm that has ended is not run again; one that was stopped starts anew, and what it wrote is kept beside it. Table,
+figures (``--json``) and picture (``--picture``) are made of whatever the folder holds.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from trainer import Trainer
 
 from tts_brain.attention.forward_sum import forward_sum
 from tts_brain.corpus import CorpusError, load_ljspeech
+from tts_brain.journal import JOURNAL_NAME, read_journal
 from tts_brain_coqui.demo import empty_folder
 from tts_brain_coqui.demo_report import as_json, summarise, table
 from tts_brain_coqui.experiment import Arm, ArmRun
@@ -40,6 +42,7 @@ _DEFAULT_RATE = {"lr": 1e-3, "lr_scheduler": None}
 _PICTURED = 4
 # Steps between two measurements of what share of the held-out clips is spoken.
 _SPEAK_EVERY = 100
+_STOPS = ("false_stops", "missed_stops")
 _CURVES = ("held_out_l1", "held_out_l1_postnet_fresh", "attention_diag")
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -149,6 +152,7 @@ def _show(arms: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
         found = as_json(settings, {n: {"brain": False, **a} for n, a in arms.items()}, summary, args.data)
         for name in arms:
             found["arms"][name]["curve"] = _curve(args.out / name)
+            found["arms"][name]["decided"] = _decided(args.out / name)
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if args.picture:
         figure = picture(args.out, arms)
@@ -161,6 +165,17 @@ def _curve(folder: Path) -> dict[str, Any]:
     spoken = {str(r["step"]): r["speaks"] for r in rows if "speaks" in r}
     curves = {key: [round(r[key], 4) for r in rows] for key in _CURVES}
     return {"step": [r["step"] for r in rows], **curves, "speaks": spoken}
+
+
+def _decided(folder: Path) -> list[dict[str, float]]:
+    """What the brain saw of the stop token and where its knobs stood, every ``_SPEAK_EVERY`` steps."""
+    kept = []
+    for journal in sorted(folder.rglob(JOURNAL_NAME)):
+        for record in read_journal(journal.parent):
+            if record["kind"] == "decision" and record["step"] % _SPEAK_EVERY == 0:
+                seen = {k: v for p in record["proposals"] for k, v in p["evidence"].items() if k in _STOPS}
+                kept.append({"step": record["step"], **seen, **record["after"]})
+    return [{k: float(f"{v:.4g}") for k, v in row.items()} for row in kept]
 
 
 def picture(out: Path, arms: dict[str, dict[str, Any]]) -> Any:

@@ -46,7 +46,8 @@ _BUCKET_BATCHES = 8
 @dataclass
 class Arm:
     """What to run. ``config`` is laid over Coqui's ``Tacotron2Config`` defaults, ``brain`` is its brain section;
-    ``speak_every`` 0 has clips spoken at the end alone, ``loaders`` 0 makes features in the training process."""
+    ``speak_every`` is a multiple of ``measure_every``, or 0, which has clips spoken at the end alone; ``loaders`` 0
+    makes features in the training process."""
 
     name: str
     label: str
@@ -61,6 +62,13 @@ class Arm:
     measure_every: int = 25
     speak_every: int = 0
     loaders: int = 0
+
+    def __post_init__(self) -> None:
+        if self.speak_every % self.measure_every:
+            raise ValueError(
+                f"speak_every={self.speak_every} is no multiple of measure_every={self.measure_every}, when clips are "
+                f"looked at; write speak_every: {self.measure_every}"
+            )
 
     def save(self, folder: Path) -> None:
         """Write ``folder / arm.json``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,9 @@ from coqui_run import make_config
 from TTS.tts.layers.losses import TacotronLoss
 
 from tts_brain.attention.forward_sum import forward_sum
+from tts_brain.types import TVERSKY_OFF
 from tts_brain_coqui.espeak_corpus import make_corpus
+from tts_brain_coqui.experiment import Arm
 
 
 def _run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -57,6 +60,37 @@ def test_an_arm_is_run_once_and_shown(tmp_path: Path, monkeypatch: pytest.Monkey
     written = (out / "constants" / "train.jsonl").read_bytes()
     assert _run(monkeypatch, *flags, "--arms", "constants", "--steps", "2", "--batch-size", "2") == 0
     assert (out / "constants" / "train.jsonl").read_bytes() == written
+
+
+def test_what_is_spoken_and_decided_on_the_way_is_kept_and_loaders_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, table = tmp_path / "corpus", tmp_path / "figures.json"
+    make_corpus(data, clips=16, seed=3)
+    monkeypatch.setattr(full_size, "_SPEAK_EVERY", 5)
+    monkeypatch.setitem(full_size.ARMS["brain"], "brain", {"enabled": True, "decide_every": 5})
+    monkeypatch.setattr(full_size, "Arm", partial(Arm, measure_every=5))
+    flags = ["--data", str(data), "--arms", "brain", "--steps", "6", "--batch-size", "2", "--json", str(table)]
+    seen = []
+    for loaders in ("0", "2"):
+        out = tmp_path / loaders
+        assert _run(monkeypatch, *flags, "--out", str(out), "--loaders", loaders) == 0
+        rows = [json.loads(line) for line in (out / "brain" / "train.jsonl").read_text().splitlines()]
+        seen.append([(row["step"], row["mel"], row["stop"]) for row in rows])
+    assert seen[0] == seen[1] and len(seen[0]) == 6
+    found = json.loads(table.read_text(encoding="utf-8"))["arms"]["brain"]
+    assert found["curve"]["speaks"] == {"5": 0.0}
+    assert [row["step"] for row in found["decided"]] == [5]
+    assert found["decided"][0]["missed_stops"] > 0.0 and found["decided"][0]["tversky_weight"] == TVERSKY_OFF
+    # Of a run that was ended by force, the share is that of the last measurement.
+    (out / "brain" / "done.json").unlink()
+    assert _run(monkeypatch, *flags, "--out", str(out), "--arms", "") == 0
+    assert json.loads(table.read_text(encoding="utf-8"))["arms"]["brain"]["speaks"] == 0.0
+
+
+def test_clips_are_spoken_when_they_are_looked_at() -> None:
+    with pytest.raises(ValueError, match=r"speak_every=30.*write speak_every: 25"):
+        Arm(name="a", label="a", data="nowhere", steps=1, speak_every=30)
 
 
 @pytest.mark.parametrize(
