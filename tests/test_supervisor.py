@@ -55,14 +55,23 @@ def test_a_weight_that_is_not_positive_is_refused(weight: float) -> None:
 @given(st.floats(0.001, 1), shares, shares)
 def test_the_forward_sum_weight_stays_within_its_range(initial: float, diagonality: float, attention: float) -> None:
     weight = DynamicAttentionSupervisor(4.5, initial).forward_sum(report(attention, diagonality=diagonality))
-    assert initial / 4 - 1e-12 <= weight <= 2 * initial + 1e-12
+    assert initial / 16 - 1e-12 <= weight <= 2 * initial + 1e-12
 
 
 def test_the_forward_sum_weight_is_high_where_the_diagonal_holds_and_tokens_are_missing() -> None:
     law = DynamicAttentionSupervisor(4.5, 0.1).forward_sum
     assert law(report(0.05, diagonality=0.1)) == pytest.approx(0.05)
     assert law(report(0.3, diagonality=0.9)) == pytest.approx(0.2)
-    assert law(report(0.85)) == pytest.approx(0.025)
+    assert law(report(0.85)) == pytest.approx(0.1 / 16)
+
+
+def test_an_attention_that_stops_at_each_token_but_rushes_is_held_to_the_line_and_not_hurried() -> None:
+    """As constants of 0.2 do on long clips: focus and coverage near 1, the last token kept, diagonality under 0.5."""
+    law = DynamicAttentionSupervisor(2.25, 0.1)
+    rushing = report(0.4, focus=0.9, coverage=0.92)
+    assert law.forward_sum(rushing) == pytest.approx(0.1 / 16)
+    assert law.sigma(rushing) == pytest.approx(0.2)
+    assert law.weight(rushing.attention_diag) > law.weight(0.8)
 
 
 def test_a_forward_sum_weight_of_nothing_is_refused() -> None:

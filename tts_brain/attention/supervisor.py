@@ -44,23 +44,29 @@ class DynamicAttentionSupervisor:
         return self.middle_weight * math.exp2(1.0 - 2.0 * smoothstep((attention_diag - 0.1) / 0.6))
 
     def forward_sum(self, report: AttentionReport) -> float:
-        """Half the middle weight while off the diagonal, twice it on the diagonal, a quarter of it once aligned.
+        """Half the middle weight off the diagonal, twice it on the diagonal, a sixteenth once each token is stopped at.
 
         Any path is as good to this term as the diagonal, so that without a guide that holds it pulls the attention off
-        (FACTS, first looks); on the diagonal it is what makes the attention stop at each token. An alignment that has
-        come (0.5 to 0.7) needs it no more, and strays under it: each token is passed, but all of them in a hurry.
+        (FACTS, first looks); on the diagonal it is what makes the attention stop at each token. Where it does, it needs
+        the term no more, and rushes under it: each token is passed, all of them in a hurry, and the last one kept. So
+        it goes by what the term brings (focus and coverage, 0.5 to 0.75) and not by what it costs, the diagonal.
         """
         on_diagonal = smoothstep((report.diagonality - 0.3) / 0.5)
-        aligned = smoothstep((report.attention_diag - 0.5) / 0.2)
-        return self.middle_forward_sum * math.exp2(2.0 * on_diagonal * (1.0 - aligned) - 1.0 - aligned)
+        stops = _stops(report)
+        return self.middle_forward_sum * math.exp2(2.0 * on_diagonal * (1.0 - stops) - 1.0 - 3.0 * stops)
 
     def sigma(self, report: AttentionReport) -> float:
-        """Width of the guide: wide while searching, narrow once on the diagonal but jumping over tokens, wide again.
+        """Width of the guide: wide while searching, narrow on the diagonal or at each token but not both, wide again.
 
         A wide guide is content with a bare diagonal that skips five tokens in six; a narrow one asks for each in
-        turn (FACTS, pilot runs: coverage .83 to .95). Real speech pauses, so an alignment that follows the text is
-        released from the straight line again.
+        turn (FACTS, pilot runs: coverage .83 to .95), and holds back an attention that stops at each but rushes. Real
+        speech pauses, so an alignment that follows the text is released from the straight line again.
         """
-        on_diagonal = smoothstep((report.diagonality - 0.5) / 0.4)
+        on_diagonal = max(smoothstep((report.diagonality - 0.5) / 0.4), _stops(report))
         aligned = smoothstep((report.attention_diag - 0.6) / 0.2)
         return WIDE_SIGMA - (WIDE_SIGMA - NARROW_SIGMA) * on_diagonal * (1.0 - aligned)
+
+
+def _stops(report: AttentionReport) -> float:
+    """How far each token is stopped at, 0 to 1: wherever that lies, on the diagonal or off it."""
+    return smoothstep((min(report.focus, report.coverage) - 0.5) / 0.25)
