@@ -107,7 +107,13 @@ def test_a_figure_that_is_wrong_and_an_arm_without_rows_are_seen() -> None:
 
 def test_every_cell_of_the_ablations_is_that_of_the_rows() -> None:
     (table,) = tables(ABLATIONS)
-    rows = {row["arm"]: row for row in rows_of("align-kathleen-en-us") if row["seed"] == 0}
+    # The whole brain beside them is the one of then.
+    rows = {
+        row["arm"]: row
+        for name in ("align-kathleen-en-us", "align-kathleen-en-us-sixth")
+        for row in rows_of(name)
+        if row["seed"] == 0
+    }
     columns: dict[str, Callable[[Row], str]] = {
         "steps to aligned": lambda row: "never" if row["aligned_step"] is None else str(row["aligned_step"]),
         "held-out L1": lambda row: f"{row['l1']:.3f}",
@@ -207,9 +213,9 @@ def test_how_often_the_alignment_is_under_its_limit_is_that_of_the_rows() -> Non
     for arm in ("brain", "static g300 lr0.005 fs0.2", "static g100 lr0.003 fs0.2"):
         after = [v for row in groups[arm] for step, _, v in row["curve"] if step >= row["aligned_step"]]
         counted.append((sum(v < 0.5 for v in after), len(after)))
-    assert counted == [(1, 48), (4, 48), (9, 48)]
+    assert counted == [(0, 48), (4, 48), (9, 48)]
     text = " ".join(DOCS.split())
-    assert "under 0.5 once of 48" in text and "(4 times of 48)" in text and "(9 of 48)" in text
+    assert "under 0.5 never in 48" in text and "(4 times of 48)" in text and "(9 of 48)" in text
 
 
 def test_what_was_asked_of_the_components_stands_in_the_docs_met_or_not() -> None:
