@@ -260,6 +260,8 @@ def test_the_better_arm_is_marked_in_words() -> None:
     assert best_arms(rows["Final total loss"], names) == set()
     assert best_arms(rows["Device"], names) == set()
     assert best_arms(TableRow("x", "", {"plain": 1, "brain": 1.0}, "lower"), names) == set()
+    # Equal as they are shown: a check mark beside one of two equal figures says nothing.
+    assert best_arms(TableRow("x", "", {"plain": 4.03511, "brain": 4.03508}, "lower"), names) == set()
     assert best_arms(TableRow("x", "", {"plain": math.inf, "brain": 1.0}, "lower"), names) == {"brain"}
     text = Page(body(two_arms())).text
     assert text.count("✓ better") == 4

@@ -69,7 +69,8 @@ def _row(row: TableRow, names: Sequence[str]) -> str:
 
 
 def best_arms(row: TableRow, names: Sequence[str]) -> set[str]:
-    """Arms with the best value, empty when that says nothing: no direction, fewer than two numbers, or all equal.
+    """Arms with the best value, empty when that says nothing: no direction, fewer than two numbers, or all equal as
+    they are shown.
 
     An infinite value or the text "never" can lose; NaN and other texts take no part.
     """
@@ -78,10 +79,11 @@ def best_arms(row: TableRow, names: Sequence[str]) -> set[str]:
         return set()
     scores = {n: math.inf if row.values.get(n) == "never" else sign * number(row.values.get(n)) for n in names}
     scores = {n: score for n, score in scores.items() if not math.isnan(score)}
-    if len(scores) < 2 or len(set(scores.values())) < 2:
+    shown = {n: number_text(row.values.get(n)) for n in scores}
+    if len(scores) < 2 or len(set(shown.values())) < 2:
         return set()
-    best = min(scores.values())
-    return {n for n, score in scores.items() if score == best}
+    best = min(scores, key=scores.__getitem__)
+    return {n for n, text in shown.items() if text == shown[best]}
 
 
 def _summaries(data: ReportData) -> str:
