@@ -128,10 +128,60 @@ def test_the_rate_rises_while_the_loss_falls_and_gradients_are_calm() -> None:
 
 
 @pytest.mark.parametrize(
-    "worry", [{"grad_spikes": 0.1}, {"update_ratio": 0.5}, {"learning_rate": math.nan}, {"learning_rate": 0.0}]
+    "worry",
+    [
+        {"grad_spikes": 0.1, "loss_z": -1.0},
+        {"grad_spikes": 0.2},
+        {"update_ratio": 0.5},
+        {"learning_rate": math.nan},
+        {"learning_rate": 0.0},
+    ],
 )
 def test_the_rate_does_not_rise_under_a_worry(worry: dict) -> None:
-    assert rate_wish(LearningRateAgent(), loss_z=-5.0, **worry) <= 1.0
+    assert rate_wish(LearningRateAgent(), **{"loss_z": -5.0} | worry) <= 1.0
+
+
+def test_a_few_spikes_are_no_worry_while_the_loss_surely_falls() -> None:
+    proposal = LearningRateAgent().propose(context(loss_z=-3.0, grad_spikes=0.1), {LEARNING_RATE: 1.0})
+    assert proposal.moves[LEARNING_RATE] > 1.0 and "gradients calm" not in proposal.reason
+
+
+def test_beyond_the_usual_rate_a_steep_fall_is_worth_twice_the_rate_and_a_sure_one_half_as_much_again() -> None:
+    usual = {"learning_rate": MAX_RATE / 2}
+    wishes = [rate_wish(LearningRateAgent(MAX_RATE), loss_z=z, **usual) for z in (-5.0, -3.0, -1.0)]
+    assert wishes == pytest.approx([SEARCH, RAISE, 1.0])
+
+
+def test_up_to_the_usual_rate_the_search_doubles_it() -> None:
+    assert rate_wish(LearningRateAgent(MAX_RATE), loss_z=0.0, learning_rate=MAX_RATE / 8) == pytest.approx(SEARCH)
+
+
+def test_beyond_the_usual_rate_it_goes_on_only_while_the_loss_surely_falls() -> None:
+    usual = MAX_RATE / 2
+    for z in (-1.0, -3.0):
+        agent, multiplier = LearningRateAgent(MAX_RATE), 1.0
+        for _ in range(20):
+            multiplier = rate_wish(agent, multiplier, learning_rate=0.3 * usual, loss_z=z)
+        assert 0.3 * multiplier == pytest.approx(2.0 if z < -2.0 else 1.0, rel=0.1)
+
+
+def test_a_host_whose_loss_falls_so_fast_that_more_than_usual_pays_is_not_told_that_its_rate_is_too_low() -> None:
+    usual = MAX_RATE / 2
+    seen = context(learning_rate=0.2 * usual, loss_z=-3.0)
+    proposal = LearningRateAgent(MAX_RATE).propose(seen, {LEARNING_RATE: 8.5})
+    assert proposal.moves[LEARNING_RATE] > 8.5 and "too low" not in proposal.reason
+
+
+def test_once_there_is_an_alignment_a_rate_above_the_usual_comes_back_to_it_and_no_further() -> None:
+    usual = MAX_RATE / 2
+    seen = {"phase": TrainingPhase.REFINEMENT, "learning_rate": usual, "update_ratio": 1e-2, "attention_diag": 0.6}
+    falling = LearningRateAgent(MAX_RATE)
+    assert rate_wish(falling, 1.9, loss_z=-5.0, **seen) == 1.9, "while it surely falls it stays"
+    agent, path = LearningRateAgent(MAX_RATE), [1.9]
+    while len(path) < 12:
+        path.append(rate_wish(agent, path[-1], loss_z=-1.5, **seen))
+    assert path[1] == pytest.approx(0.85 * 1.9) and path[-1] == pytest.approx(1.0, rel=0.05)
+    assert path == sorted(path, reverse=True)
 
 
 @pytest.mark.parametrize("trouble", [{"loss_z": 5.0}, {"grad_spikes": 0.3}, {"grad_spikes": 0.3, "loss_z": -5.0}])
@@ -251,13 +301,14 @@ def test_a_high_rate_of_an_optimizer_with_rates_of_another_size_is_left_alone() 
 
 def test_a_rate_far_too_low_is_doubled() -> None:
     """Weights that hardly change: the search would else take all of a short run."""
-    assert rate_wish(LearningRateAgent(), update_ratio=1e-4) == pytest.approx(SEARCH)
-    assert rate_wish(LearningRateAgent(), update_ratio=1e-3) == pytest.approx(RAISE)
+    late = {"phase": TrainingPhase.REFINEMENT, "loss_z": -3.0}
+    assert rate_wish(LearningRateAgent(), update_ratio=1e-4, **late) == pytest.approx(SEARCH)
+    assert rate_wish(LearningRateAgent(), update_ratio=1e-3, **late) == pytest.approx(RAISE)
 
 
 def test_in_doubt_between_two_phases_the_move_is_half_as_large() -> None:
     doubt = rate_wish(LearningRateAgent(), phase_posterior=(0.5, 0.5, 0.0, 0.0), certainty=0.5)
-    assert 1.0 < doubt == pytest.approx(RAISE**0.75)
+    assert 1.0 < doubt == pytest.approx(SEARCH**0.75)
 
 
 def estimate(slope: float, slope_std: float = 0.01, count: int = 50, level: float = 1.0) -> FilterReport:

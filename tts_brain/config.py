@@ -73,7 +73,7 @@ class BrainConfig:
 
     # what may be steered: comma-separated knob names, or "all"
     knobs: str = "all"
-    max_learning_rate: float = 5e-3
+    max_learning_rate: float = 1e-2
     max_move_risk: float = 0.4
 
     # MultiAgentOptimizer and the simulation of RiskAssessor

@@ -35,6 +35,7 @@ FORWARD_SUMS = (
     (300.0, 2e-3, 0.03),
     (300.0, 2e-3, 0.1),
     *((guided, rate, weight) for guided in (100.0, 300.0) for rate in (3e-3, 5e-3) for weight in (0.1, 0.2)),
+    *((guided, rate, 0.2) for guided in (100.0, 300.0) for rate in (1e-2, 2e-2)),
 )
 # With the guide over the clips' speech, which is the brain's: the same term at constant weights.
 OVER_SPEECH = ((100.0, 0.0), (100.0, 0.1), (300.0, 0.1))

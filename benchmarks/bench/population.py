@@ -22,7 +22,7 @@ from bench.setting import Setting
 
 MEMBERS = 4
 GUIDED = (1.0, 500.0)
-RATE = (3e-4, 5e-3)
+RATE = (3e-4, 2e-2)
 _METRIC = "validation_l1"
 
 
@@ -58,7 +58,7 @@ def pbt(
 ) -> Population:
     """Run a population with Ray Tune's PopulationBasedTraining on one core.
 
-    Guided weight 1 to 500 and rate 3e-4 to 5e-3, both drawn on a logarithmic scale; every 50 steps the worst quarter
+    Guided weight 1 to 500 and rate 3e-4 to 2e-2, both drawn on a logarithmic scale; every 50 steps the worst quarter
     takes over the best one's weights, with settings times 0.8 or 1.2 or drawn afresh (1 in 4): Ray's values. Members
     are run in turn and wait for each other, so the outcome hangs on the seed alone.
 

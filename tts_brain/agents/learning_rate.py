@@ -1,10 +1,11 @@
 """The rate: raised while the loss falls and the gradients are calm, lowered when they are not.
 
 The rate is the strongest lever on the loss (FACTS, pilot runs), and the fixed one is picked by luck. The agent is a
-search with undo: it raises by half, the monitor compares what follows with what came before, and a raise that hurt is
-taken back and remembered as a ceiling. While there is no alignment to lose, a higher rate is tried unless the loss
-rises (a range test, Smith 2017); later only while it surely falls. A rate that proves too high later, as the loss jumps
-up and stays, or comes down no further, is a ceiling too.
+search with undo: it doubles the rate, later raises it by half, the monitor compares what follows with what came before,
+and a raise that hurt is taken back and remembered as a ceiling. While there is no alignment to lose, a higher rate is
+tried unless the loss rises (a range test, Smith 2017), up to a usual one; beyond it, or later, only while the loss
+surely falls. A rate that proves too high later, as the loss jumps up and stays, or comes down no further, is a ceiling
+too. Once there is an alignment to hold, a rate above the usual comes back to it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,12 @@ LOWER = 0.7
 EASE = 0.85
 _SMALLEST_RAISE = 1.1
 _TOLERANCE = 1.05
+# Of the highest rate, what is usual: as far as it is tried while the loss merely does not rise. Whether a model bears
+# more is not said by its size (ESPnet's full Tacotron2 does, Coqui's does not), nor by how far its weights move, but by
+# its loss: where more pays it falls by 4 to 11 standard errors at that point, in Coqui's full size by 0 to 2.7.
+_USUAL_SHARE = 0.5
+# So sure a fall is worth twice the rate at once.
+_STEEP = 2.0 * FALLS
 # So many times the host's rate, and the loss bears it: the host's is said to be too low.
 _FAR_OVER = 8.0
 TIGHT_CLIP = 3.0
@@ -67,14 +74,16 @@ class LearningRateAgent:
     """Owns the rate multiplier and the gradient clip.
 
     Args:
-        max_learning_rate: the multiplied rate is never proposed above this (absolute).
+        max_learning_rate: the multiplied rate is never proposed above this (absolute), nor above half of it unless the
+            loss surely falls and there is no alignment to hold.
     """
 
     name: ClassVar[str] = "learning_rate"
     owns: ClassVar[tuple[str, ...]] = (LEARNING_RATE, GRAD_CLIP)
 
-    def __init__(self, max_learning_rate: float = 5e-3) -> None:
+    def __init__(self, max_learning_rate: float = 1e-2) -> None:
         self._max_rate = max_learning_rate
+        self._usual = _USUAL_SHARE * max_learning_rate
         self._ceiling = math.inf
         self._ceiling_phase = 0
         self._ceiling_age = 0
@@ -132,9 +141,12 @@ class LearningRateAgent:
             self._lowest.forget()
             self._forbid(rate, context)
             return LOWER, f"the loss has jumped up by over {_STANDS_HIGH:.0f} noise widths and stays: lower the rate"
-        searching = context.phase.index < TrainingPhase.REFINEMENT.index
+        searching = _searching(context)
+        if not searching and z > FALLS and self._too_high(context, rate):
+            why = f"there is an alignment to hold, and {rate:.1e} is above the usual {self._usual:.1e}"
+            return max(EASE, self._usual / rate), f"{why}: ease the rate"
         if self._plateau():
-            factor = self._ease(context, rate, multiplier)
+            factor = self._ease(context, rate, multiplier, z)
             if factor < 1.0:
                 self._flat, self._eased_at = 0, self._decisions
                 self._forbid(rate, context)
@@ -146,11 +158,11 @@ class LearningRateAgent:
             return self._raise(context, rate, z)
         return 1.0, f"no clear direction (z {z:+.1f}): keep the rate"
 
-    def _ease(self, context: TrainingContext, rate: float, multiplier: float) -> float:
+    def _ease(self, context: TrainingContext, rate: float, multiplier: float, z: float) -> float:
         """Where the loss is flat: factor of the rate, 1 where a higher one is still to be tried."""
-        if context.phase.index >= TrainingPhase.REFINEMENT.index or self._too_high(context, rate):
-            return EASE  # also of a host that began above the highest: it may be why nothing moves
-        if context.phase is TrainingPhase.PRE_ALIGNMENT or rate < self._limit()[0] / _SMALLEST_RAISE:
+        if not _searching(context) or self._too_high(context, rate):
+            return EASE  # also of a host that began above the usual: it may be why nothing moves
+        if context.phase is TrainingPhase.PRE_ALIGNMENT or rate < self._limit(context, z)[0] / _SMALLEST_RAISE:
             return 1.0
         if self._fell > _FALLS_SLOWLY:
             return 1.0
@@ -159,8 +171,8 @@ class LearningRateAgent:
         return min(max(LOWER, 1.0 / multiplier), 1.0)
 
     def _too_high(self, context: TrainingContext, rate: float) -> bool:
-        """Above the highest, and not one of an optimizer whose rates are of another size (SGD, Adadelta)."""
-        return rate > self._max_rate * _TOLERANCE and not context.update_ratio < _ORDINARY_UPDATE_RATIO
+        """Above the usual, and not one of an optimizer whose rates are of another size (SGD, Adadelta)."""
+        return rate > self._usual * _TOLERANCE and not context.update_ratio < _ORDINARY_UPDATE_RATIO
 
     def _forbid(self, rate: float, context: TrainingContext) -> None:
         """Keep under this rate for a while."""
@@ -172,33 +184,39 @@ class LearningRateAgent:
         return self._flat >= _PLATEAU_DECISIONS and since >= _SHARE_OF_RUN * self._decisions - _YOUNG
 
     def _raise(self, context: TrainingContext, rate: float, z: float) -> tuple[float, str]:
-        blocked = self._why_not_higher(context, rate)
+        blocked = self._why_not_higher(context, rate, z)
         if blocked:
             return 1.0, blocked
-        limit, name = self._limit()
+        limit, name = self._limit(context, z)
         timid = context.update_ratio < _TIMID_UPDATE_RATIO
         # Two phases with equal odds: half the way, in logarithms.
-        wish = (SEARCH if timid else RAISE) ** (0.5 + 0.5 * context.certainty)
+        # Up to the usual rate each decision that is lost to a lower one is lost to the alignment too.
+        fast = timid or (_searching(context) and (rate < self._usual or z < _STEEP))
+        wish = (SEARCH if fast else RAISE) ** (0.5 + 0.5 * context.certainty)
         factor = min(wish, limit / rate)
         if factor < _SMALLEST_RAISE:
             return 1.0, f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
         why = f"the loss falls steadily (z {z:+.1f})" if z < FALLS else f"the loss does not rise (z {z:+.1f})"
-        also = f", weights change by {context.update_ratio:.2%} a step only" if timid else ", gradients calm"
-        too_low = rate > _FAR_OVER * context.learning_rate
+        calm = ", gradients calm" if context.grad_spikes <= _CALM else ""
+        also = f", weights change by {context.update_ratio:.2%} a step only" if timid else calm
+        too_low = min(rate, self._usual) > _FAR_OVER * context.learning_rate
         host = f"; the host's own rate, {context.learning_rate:.1e} now, is too low" if too_low else ""
         return factor, f"{why}{also}: try a higher rate{host}"
 
-    def _limit(self) -> tuple[float, str]:
+    def _limit(self, context: TrainingContext, z: float) -> tuple[float, str]:
         """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on."""
         near = self._ceiling * _CEILING_SHARE
-        if near < self._max_rate:
+        pays = z < FALLS and _searching(context)
+        top = self._max_rate if pays else self._usual
+        if near < top:
             return near, f"the rate that hurt, {self._ceiling:.1e},"
-        return self._max_rate, "max_learning_rate"
+        return top, "max_learning_rate" if pays else "a loss that does not surely fall, or an alignment to hold,"
 
-    def _why_not_higher(self, context: TrainingContext, rate: float) -> str | None:
+    def _why_not_higher(self, context: TrainingContext, rate: float, z: float) -> str | None:
         if not rate > 0.0:  # nor a product that rounds to 0
             return "the host does not say its rate, or it is 0: no raise"
-        if context.grad_spikes > _CALM:
+        # While the loss surely falls, a few are of the fall itself: norms grow as a model leaves its first plateau.
+        if context.grad_spikes > (_SPIKY if z < FALLS else _CALM):
             return f"{context.grad_spikes:.0%} of the gradient norms spike: no raise"
         if context.left_out > _MOST_LEFT_OUT:
             return f"{context.left_out:.0%} of the steps were left out, gradients not finite: no raise"
@@ -295,13 +313,17 @@ def _expected(forecast: Forecast, loss: FilterReport | None) -> dict[str, float]
     return {name: round(value, 3) for name, value in said.items()}
 
 
+def _searching(context: TrainingContext) -> bool:
+    """There is no alignment to lose yet."""
+    return context.phase.index < TrainingPhase.REFINEMENT.index
+
+
 def _why_lower(context: TrainingContext, z: float, clip: float | None) -> str | None:
     if z > RISES:
         return f"the loss rises (z {z:+.1f})"
     # Once there is an alignment the clip comes first, and a spike that it cuts does no harm by itself: norms have a
     # heavy tail by then that no lower rate cures, and cut upon cut would bring the rate to nothing.
-    searching = context.phase.index < TrainingPhase.REFINEMENT.index
-    if context.grad_spikes > _SPIKY and (searching or clip is None or z > _LEVEL):
+    if context.grad_spikes > _SPIKY and (_searching(context) or clip is None or z > _LEVEL):
         return f"{context.grad_spikes:.0%} of the gradient norms spike"
     swing = fast_swing(context)
     # While it falls all the same, an oscillation does no harm.
