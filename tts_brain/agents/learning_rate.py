@@ -189,9 +189,9 @@ class LearningRateAgent:
             return 1.0, blocked
         limit, name = self._limit(context, z)
         timid = context.update_ratio < _TIMID_UPDATE_RATIO
-        # Two phases with equal odds: half the way, in logarithms.
         # Up to the usual rate each decision that is lost to a lower one is lost to the alignment too.
         fast = timid or (_searching(context) and (rate < self._usual or z < _STEEP))
+        # Two phases with equal odds: half the way, in logarithms.
         wish = (SEARCH if fast else RAISE) ** (0.5 + 0.5 * context.certainty)
         factor = min(wish, limit / rate)
         if factor < _SMALLEST_RAISE:
