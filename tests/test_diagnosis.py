@@ -1,6 +1,7 @@
 """Causes that only the user can mend: named when there is little else it could be, and not otherwise."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,15 @@ def test_gradients_that_overflow_again_and_again_are_half_precision() -> None:
     left_out = {"skipped": True, "grad_norm": float("nan")}
     assert causes(at=dict.fromkeys(range(20, 60, 3), left_out)) == [(35, "half precision")]
     assert causes(at=dict.fromkeys(range(20, 60, 5), left_out)) == [], "four in twenty steps may be anything"
+
+
+def test_weights_in_half_precision_are_told_once_they_have_stayed_there() -> None:
+    def at(*kinds: str | None) -> list[tuple[int, str]]:
+        return causes(at={n: {"facts": replace(GOOD, weights_kept_in=kind)} for n, kind in enumerate(kinds, start=20)})
+
+    assert at("float16", None, "float16", None, "float16") == [(24, "half precision")]
+    assert at("bfloat16", "bfloat16", "bfloat16") == [(22, "half precision")]
+    assert at("float16", "float16", "float32") == [], "loaded from half precision, and gone on in float32"
 
 
 def test_one_batch_that_explodes_is_named_and_growth_is_not() -> None:

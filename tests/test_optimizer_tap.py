@@ -10,7 +10,7 @@ import torch
 from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, LRScheduler, OneCycleLR, StepLR
 
-from tts_brain.pytorch.optimizer import OptimizerTap
+from tts_brain.pytorch.optimizer import OptimizerTap, kept_in
 
 STEPS = 12
 RATE = 0.01
@@ -239,6 +239,39 @@ def test_the_update_ratio_is_measured_when_asked_for() -> None:
     assert tap.take_update_ratio() == pytest.approx(min(ratios))  # torch's median of two is the lower
     run.step()
     assert math.isnan(tap.take_update_ratio())
+
+
+@pytest.mark.parametrize(
+    ("kept", "told"),
+    [
+        (lambda w: w, "float32"),
+        (lambda w: w.half().float(), "float16"),
+        (lambda w: w.bfloat16().float(), "bfloat16"),
+        (torch.zeros_like, "float32"),  # of what has not moved nothing can be said
+    ],
+    ids=["float32", "float16", "bfloat16", "zeros"],
+)
+def test_what_type_the_weights_are_kept_in_is_told_by_their_values(kept: Callable, told: str) -> None:
+    run = Run("sgd", rate=1e-3)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.copy_(kept(parameter))
+    tap = run.tap()
+    run.step()
+    assert tap.take_kept_in() is None
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.copy_(kept(parameter))
+    tap.watch_next()
+    run.step()
+    assert tap.take_kept_in() == told and tap.take_kept_in() is None
+
+
+def test_parameters_of_half_precision_are_seen_as_such() -> None:
+    for kind, told in ((torch.float16, "float16"), (torch.bfloat16, "bfloat16")):
+        assert kept_in([torch.randn(64, 8).to(kind)]) == told
+    assert kept_in([torch.zeros(3), torch.randn(100)]) == "float32"
+    assert kept_in([torch.full((3,), math.nan), torch.ones(3)]) == "float32"
 
 
 def test_a_skipped_step_is_not_measured_but_the_next_one_is() -> None:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 from tts_brain.feedback.transcripts import SpeakingRates
 from tts_brain.types import Observation, TrainingPhase
@@ -26,6 +26,7 @@ _SILENCE_SHARE = 0.2
 _EARLY, _INVERTED, _ALIKE = 0.9, 0.1, 0.05
 _SURE_AFTER = 20  # measurements
 _SURE_RATIOS = 5  # of how far a step changes the weights, which is measured once per decision
+_SURE_HALF = 3  # measurements, once per decision too
 _MEMORY = 0.9
 _AGAIN_AFTER = 500
 # Steps left out under finite losses, of the newest so many: what half precision that overflows looks like. Those that a
@@ -33,6 +34,8 @@ _AGAIN_AFTER = 500
 _LEFT_OUT, _OF_STEPS = 6, 20
 # An alignment that was as good as the first is lost when so many measurements in a row are under half of its best.
 _ALIGNED, _LOST_AFTER = 0.5, 3
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,7 @@ class BatchFacts:
         end_labelled_at: where the stop token's labels say that a clip ends; 1 is its last frame.
         alike_tail: share of the frames, at the end, that are one and the same.
         text_rates: tokens per mel frame of each clip.
+        weights_kept_in: the coarsest of "bfloat16", "float16" and "float32" that holds the weights as they are.
     """
 
     clips: int
@@ -58,6 +62,7 @@ class BatchFacts:
     end_labelled_at: float | None = None
     alike_tail: float | None = None
     text_rates: tuple[float, ...] = ()
+    weights_kept_in: str | None = None
 
     def and_then(self, later: BatchFacts) -> BatchFacts:
         """Both batches of one step; what was measured on both counts as it is in the later one."""
@@ -69,6 +74,7 @@ class BatchFacts:
             _newer(self.end_labelled_at, later.end_labelled_at),
             _newer(self.alike_tail, later.alike_tail),
             self.text_rates + later.text_rates,
+            _newer(self.weights_kept_in, later.weights_kept_in),
         )
 
 
@@ -135,7 +141,19 @@ class Diagnosis:
                     "attention has nothing to follow. Trim the clips",
                 )
             )
-        return found + self._stop_labels(facts) + self._transcripts(facts)
+        return found + self._stop_labels(facts) + self._transcripts(facts) + self._weights(facts.weights_kept_in)
+
+    def _weights(self, kept_in: str | None) -> list[Advice]:
+        # Weights that were loaded from half precision lie on its grid only until they move.
+        if kept_in is None or self._in_a_row("half", kept_in != "float32") < _SURE_HALF:
+            return []
+        return [
+            Advice(
+                "half precision",
+                f"the weights are kept in half precision, which is too coarse for them: all are values of {kept_in}, "
+                "so that small updates are lost. Keep them in float32, and leave half precision to autocast",
+            )
+        ]
 
     def _transcripts(self, facts: BatchFacts) -> list[Advice]:
         self._rates.add(facts.names, facts.text_rates)
@@ -276,7 +294,7 @@ class Diagnosis:
         self._losses = losses
 
 
-def _newer(before: float | None, later: float | None) -> float | None:
+def _newer(before: _Value | None, later: _Value | None) -> _Value | None:
     return before if later is None else later
 
 

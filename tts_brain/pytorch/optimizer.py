@@ -8,7 +8,7 @@ checkpoints and logs of the host never see it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor
 
 _WATCHED_TENSORS = 4
 _WATCHED_SIZE = 2_000_000
+# Values of each that are asked whether half precision holds them: of so many in float32 some never are.
+_ASKED = 4096
 
 
 class OptimizerTap:
@@ -44,6 +46,7 @@ class OptimizerTap:
         self.skipped = False
         self.grad_norm = math.nan
         self._update_ratio = math.nan
+        self._kept_in: str | None = None
         self._optimizer = optimizer
         self._guard = guard
         self._on_fault = on_fault
@@ -69,6 +72,11 @@ class OptimizerTap:
         """``|Δw| / |w|`` of the step that ``watch_next`` asked for, once; NaN before it and after."""
         ratio, self._update_ratio = self._update_ratio, math.nan
         return ratio
+
+    def take_kept_in(self) -> str | None:
+        """The coarsest type that holds the weights of that step as they are (see ``kept_in``); once, else None."""
+        kept_in, self._kept_in = self._kept_in, None
+        return kept_in
 
     def release(self) -> None:
         """Back to the host's own behaviour, hooks left in place: a fault must not leave a rate multiplied."""
@@ -151,4 +159,18 @@ class OptimizerTap:
     def _measure_update(self) -> None:
         ratios = torch.stack([(p.detach() - old).norm() / old.norm().clamp(min=1e-12) for p, old in self._before])
         self._update_ratio = float(ratios.median())
+        self._kept_in = kept_in([old.flatten()[:_ASKED] for _, old in self._before])
         self._before, self._watch = [], False
+
+
+def kept_in(weights: Sequence[Tensor]) -> str:
+    """The coarsest of "bfloat16", "float16" and "float32" that holds every value as it is, whatever dtype they have.
+
+    "float32" where all are 0 too, and where one is not a number.
+    """
+    # In this order: float16 holds most values of bfloat16, too.
+    kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    some = torch.stack([w.count_nonzero() > 0 for w in weights]).any()
+    held = [torch.stack([(w == w.to(kind).to(w.dtype)).all() for w in weights]).all() & some for kind in kinds.values()]
+    told = torch.stack(held).tolist()
+    return next((name for name, holds in zip(kinds, told, strict=True) if holds), "float32")
