@@ -347,7 +347,7 @@ def test_what_the_guided_agent_says_of_a_weight_far_off_names_its_cause(weight: 
 def test_what_the_rate_agent_says_of_the_hosts_rate_names_its_cause(
     host: float, multiplier: float, loss_z: float, cause: str | None
 ) -> None:
-    agent, seen = LearningRateAgent(5e-3), context(learning_rate=host, loss_z=loss_z, update_ratio=host)
+    agent, seen = LearningRateAgent(), context(learning_rate=host, loss_z=loss_z, update_ratio=host)
     said = [agent.propose(seen, {LEARNING_RATE: multiplier}).reason for _ in range(6)][-1]
     assert named(reason(said)) == ({cause} if cause else frozenset())
 
