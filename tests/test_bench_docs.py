@@ -215,7 +215,7 @@ def test_how_often_the_alignment_is_under_its_limit_is_that_of_the_rows() -> Non
         counted.append((sum(v < 0.5 for v in after), len(after)))
     assert counted == [(0, 48), (3, 57), (4, 48), (9, 48)]
     text = " ".join(DOCS.split())
-    assert "under 0.5 never in 48" in text and "(3 times of 57)" in text and "(4 times of 48)" in text and "(9 of 48)" in text
+    assert all(said in text for said in ("under 0.5 never in 48", "(3 times of 57)", "(4 times of 48)", "(9 of 48)"))
 
 
 def test_what_was_asked_of_the_components_stands_in_the_docs_met_or_not() -> None:

@@ -247,11 +247,11 @@ def test_the_update_ratio_is_measured_when_asked_for() -> None:
         (lambda w: w, "float32"),
         (lambda w: w.half().float(), "float16"),
         (lambda w: w.bfloat16().float(), "bfloat16"),
-        (torch.zeros_like, "float32"),  # of what has not moved nothing can be said
+        (torch.zeros_like, None),
     ],
     ids=["float32", "float16", "bfloat16", "zeros"],
 )
-def test_what_type_the_weights_are_kept_in_is_told_by_their_values(kept: Callable, told: str) -> None:
+def test_what_type_the_weights_are_kept_in_is_told_by_their_values(kept: Callable, told: str | None) -> None:
     run = Run("sgd", rate=1e-3)
     with torch.no_grad():
         for parameter in run.model.parameters():
@@ -272,6 +272,19 @@ def test_parameters_of_half_precision_are_seen_as_such() -> None:
         assert kept_in([torch.randn(64, 8).to(kind)]) == told
     assert kept_in([torch.zeros(3), torch.randn(100)]) == "float32"
     assert kept_in([torch.full((3,), math.nan), torch.ones(3)]) == "float32"
+    for weights in ([], [torch.zeros(3)], [torch.ones(3, dtype=torch.complex64)], [torch.ones(3, dtype=torch.int8)]):
+        assert kept_in(weights) is None
+
+
+def test_of_weights_that_do_not_move_no_type_is_told() -> None:
+    run = Run("sgd", rate=0.0)
+    with torch.no_grad():
+        for parameter in run.model.parameters():
+            parameter.copy_(parameter.half().float())
+    tap = run.tap()
+    tap.watch_next()
+    run.step()
+    assert tap.take_kept_in() is None
 
 
 def test_a_skipped_step_is_not_measured_but_the_next_one_is() -> None:

@@ -34,8 +34,9 @@ EASE = 0.85
 _SMALLEST_RAISE = 1.1
 _TOLERANCE = 1.05
 # Of the highest rate, what is usual: as far as it is tried while the loss merely does not rise. Whether a model bears
-# more is not said by its size (ESPnet's full Tacotron2 does, Coqui's does not), nor by how far its weights move, but by
-# its loss: where more pays it falls by 4 to 11 standard errors at that point, in Coqui's full size by 0 to 2.7.
+# more is not said by its size (ESPnet's full Tacotron2 does, Coqui's does not on real speech), nor by how far its
+# weights move, but by its loss: where more pays it falls by 4 to 11 standard errors about there, and by 0 to 2 in those
+# runs of Coqui's.
 _USUAL_SHARE = 0.5
 # So sure a fall is worth twice the rate at once.
 _STEEP = 2.0 * FALLS
@@ -142,16 +143,16 @@ class LearningRateAgent:
             self._forbid(rate, context)
             return LOWER, f"the loss has jumped up by over {_STANDS_HIGH:.0f} noise widths and stays: lower the rate"
         searching = _searching(context)
-        if not searching and z > FALLS and self._too_high(context, rate):
+        if not searching and z > FALLS and multiplier > 1.0 and self._too_high(context, rate):
             why = f"there is an alignment to hold, and {rate:.1e} is above the usual {self._usual:.1e}"
-            return max(EASE, self._usual / rate), f"{why}: ease the rate"
+            return max(EASE, self._usual / rate, 1.0 / multiplier), f"{why}: ease the rate"
         if self._plateau():
             factor = self._ease(context, rate, multiplier, z)
             if factor < 1.0:
                 self._flat, self._eased_at = 0, self._decisions
                 self._forbid(rate, context)
                 flat = f"flat for {_PLATEAU_DECISIONS} decisions or more"
-                if self._too_high(context, rate):
+                if self._too_high(context, context.learning_rate):
                     return factor, f"{flat}, and the rate {rate:.1e} is too high for a higher one to help: ease it"
                 return factor, f"{flat}, higher is no way out: ease the rate"
         if z < FALLS or (searching and z < _LEVEL):
@@ -194,8 +195,10 @@ class LearningRateAgent:
         # Two phases with equal odds: half the way, in logarithms.
         wish = (SEARCH if fast else RAISE) ** (0.5 + 0.5 * context.certainty)
         factor = min(wish, limit / rate)
+        if factor < 1.0 / _TOLERANCE:
+            return 1.0, f"{rate:.1e} is above {name}, {limit:.1e}, and stays while the loss does not rise"
         if factor < _SMALLEST_RAISE:
-            return 1.0, f"{rate:.1e} is as high as {name} allows ({limit:.1e})"
+            return 1.0, f"{rate:.1e} is as high as {name} allows, {limit:.1e}"
         why = f"the loss falls steadily (z {z:+.1f})" if z < FALLS else f"the loss does not rise (z {z:+.1f})"
         calm = ", gradients calm" if context.grad_spikes <= _CALM else ""
         also = f", weights change by {context.update_ratio:.2%} a step only" if timid else calm
@@ -209,8 +212,8 @@ class LearningRateAgent:
         pays = z < FALLS and _searching(context)
         top = self._max_rate if pays else self._usual
         if near < top:
-            return near, f"the rate that hurt, {self._ceiling:.1e},"
-        return top, "max_learning_rate" if pays else "a loss that does not surely fall, or an alignment to hold,"
+            return near, f"three quarters of the rate that hurt, {self._ceiling:.1e}"
+        return top, "max_learning_rate" if pays else "the usual rate"
 
     def _why_not_higher(self, context: TrainingContext, rate: float, z: float) -> str | None:
         if not rate > 0.0:  # nor a product that rounds to 0

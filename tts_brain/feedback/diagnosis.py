@@ -150,8 +150,9 @@ class Diagnosis:
         return [
             Advice(
                 "half precision",
-                f"the weights are kept in half precision, which is too coarse for them: all are values of {kept_in}, "
-                "so that small updates are lost. Keep them in float32, and leave half precision to autocast",
+                f"the weights looked at are kept in half precision, which is too coarse for them: all are values of "
+                f"{kept_in}, and small updates are lost unless the optimizer has a copy of its own. Keep them in "
+                "float32, and leave half precision to autocast",
             )
         ]
 

@@ -157,20 +157,32 @@ class OptimizerTap:
         return matrices[::stride][:_WATCHED_TENSORS]
 
     def _measure_update(self) -> None:
-        ratios = torch.stack([(p.detach() - old).norm() / old.norm().clamp(min=1e-12) for p, old in self._before])
+        changes = [(p.detach() - old).norm() / old.norm().clamp(min=1e-12) for p, old in self._before]
+        ratios = torch.stack(changes).cpu()
         self._update_ratio = float(ratios.median())
-        self._kept_in = kept_in([old.flatten()[:_ASKED] for _, old in self._before])
+        moved = [
+            old.flatten()[:_ASKED]
+            for (_, old), ratio in zip(self._before, ratios.tolist(), strict=True)
+            if ratio > 0.0 and old.layout is torch.strided
+        ]
+        self._kept_in = kept_in(moved)
         self._before, self._watch = [], False
 
 
-def kept_in(weights: Sequence[Tensor]) -> str:
+def kept_in(weights: Sequence[Tensor]) -> str | None:
     """The coarsest of "bfloat16", "float16" and "float32" that holds every value as it is, whatever dtype they have.
 
-    "float32" where all are 0 too, and where one is not a number.
+    None where that cannot be said: no weights, all of them 0, or of a type that is none of the usual ones. "float32"
+    where one is not a number.
     """
+    usual = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    if not weights or any(w.dtype not in usual for w in weights):
+        return None
     # In this order: float16 holds most values of bfloat16, too.
     kinds = {"bfloat16": torch.bfloat16, "float16": torch.float16}
     some = torch.stack([w.count_nonzero() > 0 for w in weights]).any()
-    held = [torch.stack([(w == w.to(kind).to(w.dtype)).all() for w in weights]).all() & some for kind in kinds.values()]
-    told = torch.stack(held).tolist()
+    held = [torch.stack([(w == w.to(kind).to(w.dtype)).all() for w in weights]).all() for kind in kinds.values()]
+    nonzero, *told = torch.stack([some, *held]).tolist()
+    if not nonzero:
+        return None
     return next((name for name, holds in zip(kinds, told, strict=True) if holds), "float32")
