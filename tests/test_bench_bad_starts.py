@@ -317,8 +317,8 @@ def test_what_the_brain_says_of_data_and_rate_names_its_cause(bad: dict[str, Any
         clips, silence = now.pop("clips", 16), now.pop("silence", 0.0)
         not_finite = () if math.isfinite(now["losses"]["total"]) else names
         facts = BatchFacts(clips, names, not_finite, silence, now.pop("end", 1.0), now.pop("tail", 0.0))
-        facts = replace(facts, weights_kept_in=now.pop("kept_in", None))
-        found = diagnosis.look(Observation(step, **now), facts, TrainingPhase.PRE_ALIGNMENT)
+        kept_in = now.pop("kept_in", None)
+        found = diagnosis.look(Observation(step, **now), facts, TrainingPhase.PRE_ALIGNMENT, weights_kept_in=kept_in)
         if found:
             break
     (advice,) = found

@@ -1,7 +1,6 @@
 """Causes that only the user can mend: named when there is little else it could be, and not otherwise."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,9 @@ def causes(
             **usual,
             **(at or {}).get(step, {}),
         }
-        facts, loss = now.pop("facts"), now.pop("loss", 1.0)
+        facts, loss, kept_in = now.pop("facts"), now.pop("loss", 1.0), now.pop("kept_in", None)
         observation = Observation(step, {"total": loss}, **now)
-        found += [(step, advice.cause) for advice in diagnosis.look(observation, facts, phase)]
+        found += [(step, advice.cause) for advice in diagnosis.look(observation, facts, phase, 0.0, kept_in)]
     return found
 
 
@@ -80,7 +79,7 @@ def test_gradients_that_overflow_again_and_again_are_half_precision() -> None:
 
 def test_weights_in_half_precision_are_told_once_they_have_stayed_there() -> None:
     def at(*kinds: str | None) -> list[tuple[int, str]]:
-        return causes(at={n: {"facts": replace(GOOD, weights_kept_in=kind)} for n, kind in enumerate(kinds, start=20)})
+        return causes(at={n: {"kept_in": kind} for n, kind in enumerate(kinds, start=20)})
 
     assert at("float16", None, "float16", None, "float16") == [(24, "half precision")]
     assert at("bfloat16", "bfloat16", "bfloat16") == [(22, "half precision")]

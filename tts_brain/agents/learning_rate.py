@@ -147,7 +147,7 @@ class LearningRateAgent:
             why = f"there is an alignment to hold, and {rate:.1e} is above the usual {self._usual:.1e}"
             return max(EASE, self._usual / rate, 1.0 / multiplier), f"{why}: ease the rate"
         if self._plateau():
-            factor = self._ease(context, rate, multiplier, z)
+            factor = self._ease(context, rate, multiplier)
             if factor < 1.0:
                 self._flat, self._eased_at = 0, self._decisions
                 self._forbid(rate, context)
@@ -159,11 +159,11 @@ class LearningRateAgent:
             return self._raise(context, rate, z)
         return 1.0, f"no clear direction (z {z:+.1f}): keep the rate"
 
-    def _ease(self, context: TrainingContext, rate: float, multiplier: float, z: float) -> float:
+    def _ease(self, context: TrainingContext, rate: float, multiplier: float) -> float:
         """Where the loss is flat: factor of the rate, 1 where a higher one is still to be tried."""
         if not _searching(context) or self._too_high(context, rate):
             return EASE  # also of a host that began above the usual: it may be why nothing moves
-        if context.phase is TrainingPhase.PRE_ALIGNMENT or rate < self._limit(context, z)[0] / _SMALLEST_RAISE:
+        if context.phase is TrainingPhase.PRE_ALIGNMENT or rate < self._limit(pays=False)[0] / _SMALLEST_RAISE:
             return 1.0
         if self._fell > _FALLS_SLOWLY:
             return 1.0
@@ -188,7 +188,7 @@ class LearningRateAgent:
         blocked = self._why_not_higher(context, rate, z)
         if blocked:
             return 1.0, blocked
-        limit, name = self._limit(context, z)
+        limit, name = self._limit(pays=z < FALLS and _searching(context))
         timid = context.update_ratio < _TIMID_UPDATE_RATIO
         # Up to the usual rate each decision that is lost to a lower one is lost to the alignment too.
         fast = timid or (_searching(context) and (rate < self._usual or z < _STEEP))
@@ -206,10 +206,13 @@ class LearningRateAgent:
         host = f"; the host's own rate, {context.learning_rate:.1e} now, is too low" if too_low else ""
         return factor, f"{why}{also}: try a higher rate{host}"
 
-    def _limit(self, context: TrainingContext, z: float) -> tuple[float, str]:
-        """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on."""
+    def _limit(self, *, pays: bool) -> tuple[float, str]:
+        """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on.
+
+        Args:
+            pays: the loss surely falls, and there is no alignment to lose.
+        """
         near = self._ceiling * _CEILING_SHARE
-        pays = z < FALLS and _searching(context)
         top = self._max_rate if pays else self._usual
         if near < top:
             return near, f"three quarters of the rate that hurt, {self._ceiling:.1e}"

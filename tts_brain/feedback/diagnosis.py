@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
 
 from tts_brain.feedback.transcripts import SpeakingRates
 from tts_brain.types import Observation, TrainingPhase
@@ -35,8 +35,6 @@ _LEFT_OUT, _OF_STEPS = 6, 20
 # An alignment that was as good as the first is lost when so many measurements in a row are under half of its best.
 _ALIGNED, _LOST_AFTER = 0.5, 3
 
-_Value = TypeVar("_Value")
-
 
 @dataclass(frozen=True, slots=True)
 class BatchFacts:
@@ -52,7 +50,6 @@ class BatchFacts:
         end_labelled_at: where the stop token's labels say that a clip ends; 1 is its last frame.
         alike_tail: share of the frames, at the end, that are one and the same.
         text_rates: tokens per mel frame of each clip.
-        weights_kept_in: the coarsest of "bfloat16", "float16" and "float32" that holds the weights as they are.
     """
 
     clips: int
@@ -62,7 +59,6 @@ class BatchFacts:
     end_labelled_at: float | None = None
     alike_tail: float | None = None
     text_rates: tuple[float, ...] = ()
-    weights_kept_in: str | None = None
 
     def and_then(self, later: BatchFacts) -> BatchFacts:
         """Both batches of one step; what was measured on both counts as it is in the later one."""
@@ -74,7 +70,6 @@ class BatchFacts:
             _newer(self.end_labelled_at, later.end_labelled_at),
             _newer(self.alike_tail, later.alike_tail),
             self.text_rates + later.text_rates,
-            _newer(self.weights_kept_in, later.weights_kept_in),
         )
 
 
@@ -99,15 +94,26 @@ class Diagnosis:
         self._rates = SpeakingRates()
 
     def look(
-        self, observation: Observation, facts: BatchFacts | None, phase: TrainingPhase, best_attention_diag: float = 0.0
+        self,
+        observation: Observation,
+        facts: BatchFacts | None,
+        phase: TrainingPhase,
+        best_attention_diag: float = 0.0,
+        weights_kept_in: str | None = None,
     ) -> list[Advice]:
-        """Causes that this step shows and that were not named in the last 500 steps."""
+        """Causes that this step shows and that were not named in the last 500 steps.
+
+        Args:
+            weights_kept_in: the coarsest of "bfloat16", "float16" and "float32" that holds the weights as they are;
+                None where it was not looked for.
+        """
         found = [] if facts is None else self._data(facts)
         for advice in (
             self._exploding(observation, facts),
             self._rate(observation.update_ratio, phase),
             self._overflow(observation),
             self._lost(observation, best_attention_diag),
+            self._weights(weights_kept_in),
         ):
             if advice is not None:
                 found.append(advice)
@@ -141,20 +147,18 @@ class Diagnosis:
                     "attention has nothing to follow. Trim the clips",
                 )
             )
-        return found + self._stop_labels(facts) + self._transcripts(facts) + self._weights(facts.weights_kept_in)
+        return found + self._stop_labels(facts) + self._transcripts(facts)
 
-    def _weights(self, kept_in: str | None) -> list[Advice]:
+    def _weights(self, kept_in: str | None) -> Advice | None:
         # Weights that were loaded from half precision lie on its grid only until they move.
         if kept_in is None or self._in_a_row("half", kept_in != "float32") < _SURE_HALF:
-            return []
-        return [
-            Advice(
-                "half precision",
-                f"the weights looked at are kept in half precision, which is too coarse for them: all are values of "
-                f"{kept_in}, and small updates are lost unless the optimizer has a copy of its own. Keep them in "
-                "float32, and leave half precision to autocast",
-            )
-        ]
+            return None
+        return Advice(
+            "half precision",
+            "the weights looked at are kept in half precision, which is too coarse for them: all are values of "
+            f"{kept_in}, and small updates are lost unless the optimizer has a copy of its own. Keep them in float32, "
+            "and leave half precision to autocast",
+        )
 
     def _transcripts(self, facts: BatchFacts) -> list[Advice]:
         self._rates.add(facts.names, facts.text_rates)
@@ -295,7 +299,7 @@ class Diagnosis:
         self._losses = losses
 
 
-def _newer(before: _Value | None, later: _Value | None) -> _Value | None:
+def _newer(before: float | None, later: float | None) -> float | None:
     return before if later is None else later
 
 

@@ -302,9 +302,9 @@ class BrainSession:
         analyzer = self.manager.analyzer
         if facts is not None and self._ranks.several:  # the gradients of all ranks' clips are averaged
             facts = replace(facts, clips=facts.clips * self._ranks.count)
-        if facts is not None:
-            facts = replace(facts, weights_kept_in=self._taps[0].take_kept_in())
-        for advice in self._diagnosis.look(observation, facts, analyzer.phases.phase, analyzer.best_attention_diag):
+        for advice in self._diagnosis.look(
+            observation, facts, analyzer.phases.phase, analyzer.best_attention_diag, self._taps[0].take_kept_in()
+        ):
             log.log(level, "[brain] step %d: %s", self.step, advice.message)
             self._chronicle.event(self.step, "advice", advice.message, cause=advice.cause)
 
