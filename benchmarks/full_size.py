@@ -36,7 +36,7 @@ from tts_brain_coqui.demo_report import as_json, summarise, table
 from tts_brain_coqui.experiment import Arm, ArmRun
 
 # The best cell of align's grid, in the host's units, which are those of ESPnet's guide.
-_GUIDED, _RATE, FORWARD_SUM = 300.0, 5e-3, 0.2
+_GUIDED, _RATE, FORWARD_SUM = 300.0, 1e-2, 0.2
 # A constant rate for the host's defaults too: their schedule hardly moves in so few steps.
 _DEFAULT_RATE = {"lr": 1e-3, "lr_scheduler": None}
 _PICTURED = 4
@@ -189,7 +189,7 @@ def picture(out: Path, arms: dict[str, dict[str, Any]]) -> Any:
                 step = steps[round((column + 1) / _PICTURED * (len(steps) - 1))]
                 axis = above.add_subplot(len(arms), _PICTURED, row * _PICTURED + column + 1)
                 axis.imshow(held[f"{step}/0"].T.astype(float), origin="lower", aspect="auto", vmin=0.0)
-                axis.set_title(f"step {step}" if column else f"{arm['label']}, step {step}", fontsize=8)
+                axis.set_title(f"step {step}" if column else f"{arm['label']}\nstep {step}", fontsize=8)
                 axis.set(xticks=[], yticks=[])
     axes = below.subplots(1, 2)
     for name, arm in arms.items():

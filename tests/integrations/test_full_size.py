@@ -55,7 +55,7 @@ def test_an_arm_is_run_once_and_shown(tmp_path: Path, monkeypatch: pytest.Monkey
     assert found["arms"]["constants"]["steps"] == 2
     assert found["arms"]["constants"]["curve"]["step"] == [0, 2]
     arm = json.loads((out / "constants" / "arm.json").read_text(encoding="utf-8"))
-    assert arm["config"] == {"lr": 5e-3, "lr_scheduler": None, "ga_alpha": 300.0}
+    assert arm["config"] == {"lr": 1e-2, "lr_scheduler": None, "ga_alpha": 300.0}
     assert picture.read_bytes().startswith(b"\x89PNG")
     written = (out / "constants" / "train.jsonl").read_bytes()
     assert _run(monkeypatch, *flags, "--arms", "constants", "--steps", "2", "--batch-size", "2") == 0
