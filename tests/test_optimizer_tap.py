@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.optim import SGD, Adam, AdamW, Optimizer, RAdam
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, LRScheduler, OneCycleLR, StepLR
 
@@ -99,6 +101,43 @@ def test_a_multiplied_rate_trains_like_a_rate_that_large(optimizer: str, schedul
     meant = Run(optimizer, scheduler, RATE * multiplier).go()
     torch.testing.assert_close(tapped.go().weights, meant.weights, rtol=1e-4, atol=1e-6)
     assert not torch.allclose(tapped.weights, plain.go().weights, rtol=1e-3)
+
+
+class AppliedRates:
+    """What each group's step was made with: its hook runs after the tap's."""
+
+    def __init__(self, run: Run) -> None:
+        self.rows: list[list[float]] = []
+        run.optimizer.register_step_pre_hook(lambda o, *_: self.rows.append([g["lr"] for g in o.param_groups]))
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1e-6, 1.0), st.lists(st.floats(0.0, 10.0), min_size=1, max_size=5))
+def test_a_multiplier_does_not_carry_a_rate_that_the_host_raises_beyond_the_most(
+    multiplier: float, most: float, rates: list[float]
+) -> None:
+    run = Run("sgd")
+    run.tap(rate_multiplier=multiplier, most_rate=most)
+    applied = AppliedRates(run)
+    for rate in rates:
+        for group, times in zip(run.optimizer.param_groups, (1.0, 3.0), strict=True):
+            group["lr"] = rate * times
+        run.step()
+        first, second = applied.rows[-1]
+        assert first <= max(most, rate) * 1.000001 and second == pytest.approx(3.0 * first)
+        assert first <= rate * max(multiplier, 1.0) * 1.000001
+        if rate * multiplier <= most or multiplier <= 1.0:
+            assert first == pytest.approx(rate * multiplier)
+    assert run.faults == []
+
+
+def test_a_rate_that_is_a_tensor_is_multiplied_and_not_asked() -> None:
+    run = Run("adam")
+    run.tap(rate_multiplier=4.0, most_rate=1e-4)
+    for group in run.optimizer.param_groups:
+        group["lr"] = torch.tensor(1e-3)
+    applied = AppliedRates(run)
+    run.step()
+    assert applied.rows[0] == [pytest.approx(4e-3)] * 2 and run.faults == []
 
 
 @every_optimizer

@@ -47,19 +47,23 @@ def test_every_tacotron2_is_steered(name: str, espnet_data: Data, tmp_path: Path
     assert_finite(run)
 
 
+@pytest.mark.parametrize(("most", "meant"), [(1e-2, 2e-3), (1.5e-3, 1.5e-3)])
 def test_the_multiplier_reaches_the_step_and_nothing_else(
-    espnet_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    espnet_data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: float, meant: float
 ) -> None:
-    """Twice the host's rate is a run of the host at twice the rate; what is saved and reported stays the host's."""
+    """Twice the host's rate is a run of the host at twice the rate; what is saved and reported stays the host's.
+
+    No multiplier carries it over ``max_learning_rate``, though.
+    """
     config = espnet_data.config(optim="sgd", optim_conf={"lr": 1e-3}, use_tensorboard=False)
-    double = train(tmp_path / "double", {**config, "optim_conf": {"lr": 2e-3}}, TTSTask)
+    double = train(tmp_path / "double", {**config, "optim_conf": {"lr": meant}}, TTSTask)
 
     def double_the_rate(adapter: EspnetAdapter) -> None:
         adapter.session.manager.knobs["learning_rate"] = 2.0
         adapter.session._turn_taps()
 
     on_attach(monkeypatch, double_the_rate)
-    only_rate = quick(knobs="learning_rate", decide_every=100)
+    only_rate = quick(knobs="learning_rate", decide_every=100, max_learning_rate=most)
     ours = train(tmp_path / "ours", {**config, "brain": True, "brain_conf": only_rate})
     assert_same(ours.checkpoint["model"], double.checkpoint["model"])
     assert [g["lr"] for g in ours.checkpoint["optimizers"][0]["param_groups"]] == [1e-3]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+from tts_brain.feedback.rate_jump import RateJumps
 from tts_brain.feedback.transcripts import SpeakingRates
 from tts_brain.types import Observation, TrainingPhase
 
@@ -92,6 +93,7 @@ class Diagnosis:
         self._losses: list[float] = []
         self._left_out: list[int] = []
         self._rates = SpeakingRates()
+        self._jumps = RateJumps()
 
     def look(
         self,
@@ -110,6 +112,7 @@ class Diagnosis:
         found = [] if facts is None else self._data(facts)
         for advice in (
             self._exploding(observation, facts),
+            self._jump(observation),
             self._rate(observation.update_ratio, phase),
             self._overflow(observation),
             self._lost(observation, best_attention_diag),
@@ -241,6 +244,17 @@ class Diagnosis:
             "look there",
         )
 
+    def _jump(self, observation: Observation) -> Advice | None:
+        loss = observation.losses.get("total", math.nan)
+        jump = self._jumps.look(observation.step, observation.learning_rate, loss)
+        if jump is None:
+            return None
+        return Advice(
+            "rate too high",
+            f"since step {jump.step} the host's own rate is too high: it jumped from {jump.before:.1e} to "
+            f"{jump.now:.1e} within one step, and the loss with it. Look at the schedule, and at what else writes it",
+        )
+
     def _rate(self, ratio: float | None, phase: TrainingPhase) -> Advice | None:
         if ratio is None or not math.isfinite(ratio):
             return None
@@ -283,6 +297,7 @@ class Diagnosis:
             "losses": list(self._losses),
             "left_out": list(self._left_out),
             "rates": self._rates.state_dict(),
+            "jumps": self._jumps.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -295,6 +310,8 @@ class Diagnosis:
         left_out = [int(step) for step in state.get("left_out", ())]
         if "rates" in state:
             self._rates.load_state_dict(state["rates"])
+        if "jumps" in state:
+            self._jumps.load_state_dict(state["jumps"])
         self._said, self._seen, self._counts, self._norms, self._left_out = said, seen, counts, norms, left_out
         self._losses = losses
 

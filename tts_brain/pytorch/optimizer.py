@@ -30,6 +30,8 @@ class OptimizerTap:
 
     Attributes:
         rate_multiplier: factor on every group's rate, 1.0 leaves it alone.
+        most_rate: a multiplier above 1 does not carry the first group's rate beyond this, should the host raise it
+            between two decisions; the host's own rate may lie above. Infinity is off.
         clip_norm: gradients are scaled down to this L2 norm; infinity is off.
         steps: optimizer steps seen, skipped ones included; not those that a fused optimizer leaves out for its scaler.
         skipped: the newest step had a non-finite gradient, and nothing was changed by it.
@@ -41,6 +43,7 @@ class OptimizerTap:
         self, optimizer: torch.optim.Optimizer, *, guard: bool, on_fault: Callable[[BaseException], None]
     ) -> None:
         self.rate_multiplier = 1.0
+        self.most_rate = math.inf
         self.clip_norm = math.inf
         self.steps = 0
         self.skipped = False
@@ -99,10 +102,11 @@ class OptimizerTap:
             self._left_out = self._guard and found is not None and float(found) > 0.0
             if self._guard and not self._left_out:
                 self._check_gradients()
-            if self.rate_multiplier != 1.0:
+            multiplier = self._multiplier()
+            if multiplier != 1.0:
                 self._rates = [group["lr"] for group in optimizer.param_groups]
                 for group in optimizer.param_groups:
-                    group["lr"] = group["lr"] * self.rate_multiplier
+                    group["lr"] = group["lr"] * multiplier
             if self._watch and not self._left_out:
                 self._before = [(p, p.detach().clone()) for p in self._watched()]
         except Exception as error:
@@ -117,6 +121,13 @@ class OptimizerTap:
                 self._measure_update()
         except Exception as error:
             self._on_fault(error)
+
+    def _multiplier(self) -> float:
+        rate: float | Tensor = self._optimizer.param_groups[0]["lr"]
+        # A rate that is a tensor is not asked for its value, as that may wait for the device.
+        if self.rate_multiplier <= 1.0 or isinstance(rate, Tensor) or not rate > 0.0:
+            return self.rate_multiplier
+        return min(self.rate_multiplier, max(1.0, self.most_rate / rate))
 
     def _put_rates_back(self) -> None:
         if self._rates is not None:

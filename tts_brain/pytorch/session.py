@@ -110,6 +110,7 @@ class BrainSession:
         self._meeting = Meeting(self._ranks, capabilities.losses, config.decide_every) if self._ranks.several else None
         self._chronicle = Chronicle(folder, self.manager, self._ranks, dashboard)
         self._taps = [OptimizerTap(o, guard=self.manager.moves_allowed, on_fault=self.fault) for o in optimizers]
+        self._taps[0].most_rate = config.max_learning_rate
         self._steps_seen = 0
         self._under_way = StepUnderWay()
         self._total = 0.0
