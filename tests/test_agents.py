@@ -431,6 +431,79 @@ def test_with_too_little_seen_nothing_is_proposed() -> None:
         assert LearningRateAgent().propose(context(trends=trends), start_knobs()).moves == {}
 
 
+@pytest.mark.parametrize("z", [-9.0, -3.0, 0.0])
+@pytest.mark.parametrize("host", [1e-6, 1e-4])
+@pytest.mark.parametrize("phase", TrainingPhase)
+def test_a_model_found_trained_is_not_trained_at_more_than_the_hosts_rate(
+    phase: TrainingPhase, host: float, z: float
+) -> None:
+    found = {"found_trained": True, "learning_rate": host, "update_ratio": 1e-5, "attention_diag": 0.7, "phase": phase}
+    agent = LearningRateAgent()
+    assert rate_wish(agent, loss_z=z, **found) <= 1.0
+    assert rate_wish(agent, loss_z=-9.0, **found, multiplier=0.25) == pytest.approx(0.5), "what was cut comes back"
+    proposal = agent.propose(context(loss_z=-9.0, **found), {LEARNING_RATE: 1.0})
+    assert "the host's own rate, for a model trained before, allows" in proposal.reason
+    assert rate_wish(LearningRateAgent(), loss_z=z, **found | {"found_trained": False}) > 1.0 or z == 0.0
+
+
+def test_a_model_found_trained_keeps_under_the_usual_rate_too() -> None:
+    hot = {"found_trained": True, "learning_rate": MAX_RATE, "phase": TrainingPhase.REFINEMENT}
+    assert rate_wish(LearningRateAgent(MAX_RATE), loss_z=-9.0, multiplier=0.4, **hot) == pytest.approx(0.5)
+
+
+def test_a_model_found_trained_gets_the_laws_guide_straight_at_first() -> None:
+    agent, found = make("guided_attention"), context(attention_diag=0.75, found_trained=True)
+    law = DynamicAttentionSupervisor().weight(0.75)
+    wanted = [agent.propose(found, start_knobs()).moves[GUIDED_WEIGHT] for _ in range(6)]
+    assert wanted[:5] == pytest.approx([law] * 5) and wanted[5] > 1.5 * law
+    fresh = make("guided_attention").propose(context(attention_diag=0.75), start_knobs())
+    assert fresh.moves[GUIDED_WEIGHT] > 1.5 * law
+
+
+def noam(step: int, peak: float = 1e-2, warm_up: int = 1000) -> float:
+    return peak * min(step / warm_up, (warm_up / step) ** 0.5)
+
+
+def follow(agent: LearningRateAgent, rates: list[float], multiplier: float, **seen: float) -> list[float]:
+    """The rates used, one a decision, under a host whose rate is ``rates``."""
+    used = []
+    for rate in rates:
+        multiplier = rate_wish(agent, multiplier, learning_rate=rate, **seen)
+        used.append(rate * multiplier)
+    return used
+
+
+@pytest.mark.parametrize("phase", TrainingPhase)
+def test_a_warm_up_does_not_carry_the_rate_past_what_is_usual(phase: TrainingPhase) -> None:
+    agent = LearningRateAgent(MAX_RATE)
+    used = follow(agent, [noam(step, MAX_RATE) for step in range(10, 3000, 10)], 8.0, loss_z=-1.5, phase=phase)
+    climbing = [rate for step, rate in zip(range(10, 3000, 10), used, strict=True) if step < 500]
+    assert max(climbing) <= 1.06 * MAX_RATE / 2
+    # Beyond that it is the host's own rate.
+    assert max(used) <= 1.06 * MAX_RATE
+
+
+def test_a_warm_up_does_not_carry_the_rate_back_to_one_that_hurt() -> None:
+    agent = LearningRateAgent(1e-2)
+    agent.learn({LEARNING_RATE: (2.0, 4.0)}, context(learning_rate=1e-3), kept=False)
+    used = follow(agent, [1e-3 * 1.03**n for n in range(12)], 2.5, loss_z=-1.5)
+    assert max(used) <= 1.06 * 0.75 * 4e-3
+
+
+def test_what_the_search_itself_has_come_to_is_not_taken_for_the_schedules_doing() -> None:
+    agent = LearningRateAgent(MAX_RATE)
+    assert follow(agent, [MAX_RATE / 8] * 5, 7.5, loss_z=-1.5) == [MAX_RATE / 8 * 7.5] * 5
+
+
+def test_where_the_hosts_schedule_eases_the_rate_the_multiplier_stays() -> None:
+    flat = {"phase": TrainingPhase.CONVERGENCE, "loss_z": 0.0}
+    rates = [noam(step, 1e-3) for step in range(1000, 400_000, 10)]
+    used = follow(LearningRateAgent(), rates, 4.0, **flat)
+    # At first its decay is slower than ours would be; from then on it is the only one.
+    assert used[-1] / used[1000] == pytest.approx(rates[-1] / rates[1000])
+    assert used[-1] > rates[-1] / 4
+
+
 def test_on_an_endless_plateau_the_rate_falls_about_as_the_inverse_square_root_of_the_decisions() -> None:
     agent, knobs = LearningRateAgent(), start_knobs()
     flat = context(phase=TrainingPhase.CONVERGENCE, loss_z=0.0)

@@ -93,6 +93,42 @@ def test_a_loss_that_settled_is_stable_and_one_that_only_jitters_is_not() -> Non
     assert not after(observations([Stretch(120, noise=0.5)])).context().stable
 
 
+def seen(*attention: float) -> ContextAnalyzer:
+    analyzer = ContextAnalyzer()
+    for step, diag in enumerate(attention, 1):
+        analyzer.observe(Observation(step, {"total": 1.0}, attention=report(diag)))
+    return analyzer
+
+
+@pytest.mark.parametrize(
+    ("attention", "trained"),
+    [
+        ((0.7,), False),  # one measurement is luck
+        ((0.7, 0.6), True),
+        ((0.7, 0.6, 0.4), True),
+        ((0.7, 0.6, 0.2, 0.1, 0.1), False),  # lost
+        ((0.7, 0.6, 0.2, 0.1, 0.1, 0.7, 0.7), True),
+        ((0.1, 0.7, 0.7, 0.7), False),
+        ((0.7, 0.4, 0.7, 0.7), False),
+    ],
+)
+def test_a_model_is_found_trained_by_its_first_measurements(attention: tuple[float, ...], trained: bool) -> None:
+    analyzer = seen(*attention)
+    assert analyzer.context().found_trained is trained
+    again = ContextAnalyzer()
+    again.load_state_dict(json.loads(json.dumps(analyzer.state_dict())))
+    assert again.context().found_trained is trained
+
+
+def test_at_another_reduction_factor_the_attention_is_no_worse_than_it_was() -> None:
+    analyzer = seen(0.7, 0.7)
+    analyzer.attention_changed()
+    assert analyzer.context().attention is None and analyzer.context().best_attention_diag == 0.0
+    assert analyzer.context().found_trained
+    analyzer.observe(Observation(3, {"total": 1.0}, attention=report(0.2)))
+    assert analyzer.context().best_attention_diag == pytest.approx(0.2)
+
+
 def test_a_new_regime_forgets_the_losses_and_keeps_the_attention() -> None:
     analyzer = after(observations([Stretch(60, attention=0.6)]))
     was = analyzer.context()

@@ -1,8 +1,10 @@
+import io
 import json
 import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -90,6 +92,7 @@ def test_a_resume_from_an_earlier_step_drops_what_came_after_it(tmp_path: Path) 
 KILLED = """
 import os, sys
 from pathlib import Path
+from typing import Any
 from tts_brain.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 for step in range(1, 201):
@@ -143,3 +146,23 @@ def test_no_journal_leaves_no_file_and_says_where_the_real_one_is(tmp_path: Path
         none.write("end", {"step": 1, "message": object()})
         assert none.path == folder / JOURNAL_NAME
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == [JOURNAL_NAME]
+
+
+class FullDisk(io.FileIO):
+    """Takes ``room`` bytes and no more."""
+
+    room = 10
+
+    def write(self, data: Any) -> int:
+        return super().write(bytes(data)[: self.room])
+
+
+def test_a_record_that_finds_no_room_leaves_nothing_behind(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write("event", {"step": 1})
+    real, journal._file = journal._file, FullDisk(journal.path, "ab")
+    with pytest.raises(OSError, match="No space left"):
+        journal.write("event", {"step": 2})
+    journal._file = real
+    journal.write("event", {"step": 3})
+    assert [r["step"] for r in read_journal(tmp_path)] == [1, 3]

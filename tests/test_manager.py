@@ -664,7 +664,7 @@ def at(state: Any, path: tuple) -> Any:
 @lru_cache
 def state_on_trial() -> str:
     manager = make_manager(history_size=30, trend_window=10)
-    drive(manager, observations([Stretch(60, slope=-0.05, attention=0.6)]))
+    drive(manager, observations([Stretch(60, slope=-0.05, attention=0.4)]))
     assert manager.feedback.trial is not None
     return json.dumps(manager.state_dict())
 
@@ -672,7 +672,7 @@ def state_on_trial() -> str:
 # Whose keys are names of what a run happened to have: without one, a state is smaller, not damaged.
 FREE_KEYS = ("knobs", "series", "kept", "undone", "moves", "strikes")
 # Agents without memory read nothing.
-UNREAD = (("agents", "guided_attention"), ("agents", "loss_balance"))
+UNREAD = (("agents", "loss_balance"),)
 
 
 def damaged() -> Iterator[tuple[str, Any]]:

@@ -4,6 +4,7 @@ Starting processes costs seconds, so a group of them lives through all scenarios
 """
 
 import copy
+import errno
 import math
 import time
 import traceback
@@ -25,6 +26,7 @@ from tts_brain.config import BrainConfig
 from tts_brain.feedback.rollback import RollbackManager
 from tts_brain.journal import JOURNAL_NAME, read_journal
 from tts_brain.pytorch import ranks as ranks_module
+from tts_brain.pytorch import session as session_module
 from tts_brain.pytorch.ranks import Ranks
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import (
@@ -142,7 +144,11 @@ class Run:
 
 
 def breaks(*_: Any, **__: Any) -> Any:
-    raise OSError("no space left on device")
+    raise RuntimeError("a fault of the brain")
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, "no space left on device")
 
 
 # The scenarios. Each is run by every rank, with a folder that all share, and returns what the tests look at.
@@ -216,6 +222,25 @@ def fault_at_first(folder: Path) -> dict[str, Any]:
     if ranks.first:
         run.session.journal.write = breaks
     return run.train(6).outcome()
+
+
+def full_disk(folder: Path) -> dict[str, Any]:
+    """Rank 0 can write nothing for a while, a sidecar neither; then there is room again."""
+    ranks = Ranks.of_this_run()
+    run = Run(folder, ranks)
+    write = run.session.journal.write
+
+    def before(run: Run, step: int) -> None:
+        if step == 6 and ranks.first:
+            run.session.journal.write = full
+        if step == 11 and ranks.first:
+            run.session.journal.write = write
+        if step == 8:
+            saved, session_module.save_state = session_module.save_state, full
+            run.session.save(folder / "state.safetensors")
+            session_module.save_state = saved
+
+    return run.train(before=before).outcome(saved=(folder / "state.safetensors").exists())
 
 
 def fault_before_save(folder: Path) -> dict[str, Any]:
@@ -319,6 +344,7 @@ SCENARIOS = (
     fault_in_observe,
     fault_in_journal,
     fault_at_first,
+    full_disk,
     fault_before_save,
     other_decision,
     resume,
@@ -331,7 +357,7 @@ SCENARIOS = (
 # A rank that fails within a rollback, where the others wait for it; in processes of their own, with a short timeout.
 
 
-def journal_full_at_rollback(folder: Path) -> dict[str, Any]:
+def journal_fails_at_rollback(folder: Path) -> dict[str, Any]:
     ranks = Ranks.of_this_run()
 
     def before(run: Run, step: int) -> None:
@@ -500,6 +526,15 @@ def test_when_the_brain_of_one_rank_fails_all_step_aside_together(group: Group, 
     stepped_aside_at(group.of(scenario), step)
 
 
+def test_a_full_disk_costs_records_and_nothing_else(group: Group) -> None:
+    outcomes = group.of("full_disk")
+    first, calm = in_step(outcomes), in_step(group.of("own_data"))
+    assert all(first["active"]) and first["knobs"] == calm["knobs"] and first["verdicts"] == calm["verdicts"]
+    assert not any(o["saved"] for o in outcomes)
+    written = [r["step"] for r in read_journal(group.folder / "full_disk") if r["kind"] == "decision"]
+    assert written == [step for step in first["verdicts"] if not 6 <= step <= 10]
+
+
 def test_where_one_rank_comes_to_another_decision_all_hold_and_go_on(group: Group) -> None:
     outcomes = group.of("other_decision")
     first = in_step(outcomes)
@@ -557,7 +592,7 @@ def test_ranks_that_see_the_same_decide_as_one_process_does(group: Group, kind: 
         assert outcome[f"{kind}, several"] == outcome[f"{kind}, one"]
 
 
-@pytest.mark.parametrize("scenario", ["journal_full_at_rollback", "restore_fails"])
+@pytest.mark.parametrize("scenario", ["journal_fails_at_rollback", "restore_fails"])
 def test_a_rollback_that_fails_on_one_rank_holds_nobody(scenario: str, tmp_path: Path) -> None:
     group = Group(2, tmp_path, [scenario], seconds=15.0, patience=60.0)
     outcomes = group.of(scenario)

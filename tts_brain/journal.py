@@ -6,8 +6,10 @@ Records have a ``kind``: ``start`` (configuration, host, versions), ``observatio
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,7 +18,7 @@ from dataclasses import is_dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 JOURNAL_NAME = "journal.jsonl"
 FORMAT_VERSION = 1
@@ -34,15 +36,22 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / JOURNAL_NAME
         _drop_torn_tail(self.path)
-        self._file: IO[str] | None = self.path.open("a", encoding="utf-8")
+        self._file: BinaryIO | None = self.path.open("ab", buffering=0)
 
     def write(self, kind: str, record: Any) -> None:
-        """Append one record; ``record`` is a dataclass or a mapping."""
+        """Append one record, whole or not at all; ``record`` is a dataclass or a mapping.
+
+        Raises:
+            OSError: it cannot be written, for want of room, say.
+        """
         if self._file is None:
             return
-        body = to_plain(record)
-        self._file.write(json.dumps({"kind": kind, **body}, allow_nan=False) + "\n")
-        self._file.flush()
+        line = (json.dumps({"kind": kind, **to_plain(record)}, allow_nan=False) + "\n").encode()
+        written = self._file.write(line)
+        if written != len(line):
+            # A part of a line in the middle of a journal would make all of it unreadable.
+            self._file.truncate(os.fstat(self._file.fileno()).st_size - written)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
 
     def close(self) -> None:
         """Close the file; later writes do nothing."""

@@ -42,7 +42,7 @@ from tts_brain.types import (
     Verdict,
 )
 
-STATE_VERSION = 7
+STATE_VERSION = 8
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
 # Steps in a row left out under finite losses. The guard has kept the weights, so that going back a few steps mends
 # nothing. Where it lasts, the weights are where no gradient is finite.
@@ -133,7 +133,15 @@ class ContextAwareTrainingManager:
             self.losses.observe(observation.stop)
 
     def regime_changed(self) -> None:
-        """The host changed what its losses mean (another reduction factor or batch size): start the trends anew."""
+        """The host changed what its losses mean (another reduction factor or batch size): start the trends anew.
+
+        So with the best attention so far: held against the new steps it would count as lost, and going back would undo
+        what the model has learned of them.
+        """
+        self._forget_levels()
+        self.analyzer.attention_changed()
+
+    def _forget_levels(self) -> None:
         self.analyzer.regime_changed()
         self.feedback.reset_baseline()
 
@@ -376,7 +384,7 @@ class ContextAwareTrainingManager:
         self._cooling = dict.fromkeys(KNOBS, failed_at + self.config.cooldown_steps)
         self._last_decision = failed_at
         self._decided_on = None
-        self.regime_changed()
+        self._forget_levels()
         self.analyzer.forgive()
         if trial is not None:
             self._learn(trial.moves, self.context(), kept=False)

@@ -378,6 +378,8 @@ class TrainingContext:
         stop_errors: smoothed (false positive, false negative) shares of the stop token (``StopTokenCounts``); None when
             unknown.
         left_out: share of the window's steps without a finite gradient, in [0, 1].
+        found_trained: ``attention_diag`` was 0.5 or more at the first measurements already, and the alignment has not
+            been lost since: the model was trained before, and this run goes on with it.
         scales: by name, the judged loss (``mel``, or ``total`` where there is none) at several scales.
         filtered: by metric, what its Kalman filter knows: ``loss`` (the one that moves are judged by), ``grad_norm``
             (its natural logarithm) and ``attention_diag``; those seen so far.
@@ -408,6 +410,7 @@ class TrainingContext:
     effects: Mapping[str, Mapping[str, tuple[float, float]]] = field(default_factory=dict)
     forecast: Forecast | None = None
     left_out: float = 0.0
+    found_trained: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,7 +63,7 @@ def run_watched(config: Any, **knobs: float) -> dict[str, Any]:
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
 def test_the_rate_is_multiplied_in_the_update_only(scheduler: str, corpus: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"model": "tacotron", "lr": 0.01, **SCHEDULERS[scheduler]}
-    brain = quick(knobs="learning_rate", decide_every=NEVER)
+    brain = quick(knobs="learning_rate", decide_every=NEVER, max_learning_rate=1.0)
     host = run_watched(make_config(corpus, tmp_path / "host", **settings))
     ours = run_watched(make_config(corpus, tmp_path / "ours", brain=brain, **settings), learning_rate=3.0)
     # SGD: the first update is the gradient times the rate, so three times the host's.

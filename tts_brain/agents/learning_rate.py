@@ -6,6 +6,10 @@ and a raise that hurt is taken back and remembered as a ceiling. While there is 
 tried unless the loss rises (a range test, Smith 2017), up to a usual one; beyond it, or later, only while the loss
 surely falls. A rate that proves too high later, as the loss jumps up and stays, or comes down no further, is a ceiling
 too. Once there is an alignment to hold, a rate above the usual comes back to it.
+
+A host's own schedule goes on below the multiplier. Where it climbs, it does not carry the rate beyond what the search
+has come to; where it falls, that counts as an ease. A model that was trained before is not searched at all: its rate is
+low on purpose, and its loss falls at first under any.
 """
 
 from __future__ import annotations
@@ -65,6 +69,9 @@ _FALLS_SLOWLY = 1.0
 # it must stand higher: on noise alone, normal or with heavy tails, 2 of 40,000 decisions did.
 _STANDS_HIGH, _HIGH_DECISIONS, _NEWEST, _SETTLED = 2.0, 2, 20, 20
 _MOST = 1e6
+# So much of its highest rate since the last ease: a host's own schedule has eased it. The schedule of Vaswani et al.
+# comes so far in the time that the next line grants to an ease.
+_EASED_BY_HOST = 0.9
 # A plateau of so many decisions eases the rate, but after the first 50 of them only if 0.28 of all decisions (less
 # _YOUNG) have gone by since it was eased last: it falls about as the inverse square root of the steps, as the schedule
 # of Vaswani et al. (2017) does, and not to nothing in a long run whose loss always looks flat.
@@ -94,9 +101,15 @@ class LearningRateAgent:
         self._lowest = RecentLowest()
         self._high = 0
         self._fell = 0.0  # of the decision under way
+        self._multiplier = 1.0
+        self._meant = 0.0  # the rate that the multiplier made when it came to be what it is
+        self._host = 0.0  # at the decision before
+        self._host_high = 0.0  # since the last ease
 
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
         """One move of the rate, with the clip tightened while gradients spike."""
+        if LEARNING_RATE in knobs:
+            self._follow(context.learning_rate, knobs[LEARNING_RATE])
         z = slope_z(context)
         clip, clip_reason = _clip(context, knobs.get(GRAD_CLIP))
         tightened = {} if clip is None else {GRAD_CLIP: clip}
@@ -128,11 +141,20 @@ class LearningRateAgent:
         reason = f"{reason}; {clip_reason}" if tightened else reason
         return Proposal(self.name, moves | tightened, reason, evidence)
 
+    def _follow(self, host: float, multiplier: float) -> None:
+        """What the host's own schedule has done since the multiplier moved."""
+        if not math.isfinite(host):
+            return
+        if multiplier != self._multiplier:
+            self._multiplier, self._meant = multiplier, (self._host or host) * multiplier
+        self._host, self._host_high = host, max(self._host_high, host)
+
     def _factor(self, context: TrainingContext, knobs: Mapping[str, float], z: float) -> tuple[float, str]:
         multiplier = knobs[LEARNING_RATE]
         rate = context.learning_rate * multiplier
-        if multiplier > 1.0 and rate > self._max_rate * _TOLERANCE:
-            return max(self._max_rate / rate, 1.0 / multiplier), f"the host's schedule carried the rate to {rate:.1e}"
+        most = min(self._max_rate, max(self._meant, self._limit(context, pays=False)[0]))
+        if multiplier > 1.0 and rate > most * _TOLERANCE:
+            return max(most / rate, 1.0 / multiplier), f"the host's schedule carried the rate to {rate:.1e}"
         harm = _why_lower(context, z, knobs.get(GRAD_CLIP))
         if harm:
             return LOWER, f"{harm}: lower the rate"
@@ -149,9 +171,12 @@ class LearningRateAgent:
         if self._plateau():
             factor = self._ease(context, rate, multiplier)
             if factor < 1.0:
-                self._flat, self._eased_at = 0, self._decisions
-                self._forbid(rate, context)
+                eased = context.learning_rate < _EASED_BY_HOST * self._host_high
+                self._flat, self._eased_at, self._host_high = 0, self._decisions, context.learning_rate
                 flat = f"flat for {_PLATEAU_DECISIONS} decisions or more"
+                if eased:
+                    return 1.0, f"{flat}, and the host's own schedule lowers the rate: keep the multiplier"
+                self._forbid(rate, context)
                 if self._too_high(context, context.learning_rate):
                     return factor, f"{flat}, and the rate {rate:.1e} is too high for a higher one to help: ease it"
                 return factor, f"{flat}, higher is no way out: ease the rate"
@@ -163,7 +188,7 @@ class LearningRateAgent:
         """Where the loss is flat: factor of the rate, 1 where a higher one is still to be tried."""
         if not _searching(context) or self._too_high(context, rate):
             return EASE  # also of a host that began above the usual: it may be why nothing moves
-        if context.phase is TrainingPhase.PRE_ALIGNMENT or rate < self._limit(pays=False)[0] / _SMALLEST_RAISE:
+        if context.phase is TrainingPhase.PRE_ALIGNMENT or rate < self._limit(context, pays=False)[0] / _SMALLEST_RAISE:
             return 1.0
         if self._fell > _FALLS_SLOWLY:
             return 1.0
@@ -188,7 +213,7 @@ class LearningRateAgent:
         blocked = self._why_not_higher(context, rate, z)
         if blocked:
             return 1.0, blocked
-        limit, name = self._limit(pays=z < FALLS and _searching(context))
+        limit, name = self._limit(context, pays=z < FALLS and _searching(context))
         timid = context.update_ratio < _TIMID_UPDATE_RATIO
         # Up to the usual rate each decision that is lost to a lower one is lost to the alignment too.
         fast = timid or (_searching(context) and (rate < self._usual or z < _STEEP))
@@ -206,17 +231,20 @@ class LearningRateAgent:
         host = f"; the host's own rate, {context.learning_rate:.1e} now, is too low" if too_low else ""
         return factor, f"{why}{also}: try a higher rate{host}"
 
-    def _limit(self, *, pays: bool) -> tuple[float, str]:
+    def _limit(self, context: TrainingContext, *, pays: bool) -> tuple[float, str]:
         """The highest rate to try, and what sets it; an effective rate, as the host's schedule moves on.
 
         Args:
             pays: the loss surely falls, and there is no alignment to lose.
         """
         near = self._ceiling * _CEILING_SHARE
-        top = self._max_rate if pays else self._usual
+        top, name = (self._max_rate, "max_learning_rate") if pays else (self._usual, "the usual rate")
+        # Not above the usual or the highest rate all the same: a host that began there may have to come down.
+        if context.found_trained and context.learning_rate < top:
+            top, name = context.learning_rate, "the host's own rate, for a model trained before,"
         if near < top:
             return near, f"three quarters of the rate that hurt, {self._ceiling:.1e}"
-        return top, "max_learning_rate" if pays else "the usual rate"
+        return top, name
 
     def _why_not_higher(self, context: TrainingContext, rate: float, z: float) -> str | None:
         if not rate > 0.0:  # nor a product that rounds to 0
@@ -253,6 +281,10 @@ class LearningRateAgent:
             "decisions": self._decisions,
             "eased_at": self._eased_at,
             "high": self._high,
+            "multiplier": self._multiplier,
+            "meant": self._meant,
+            "host": self._host,
+            "host_high": self._host_high,
             "lowest": self._lowest.state_dict(),
         }
 
@@ -264,6 +296,10 @@ class LearningRateAgent:
         self._decisions = int(state["decisions"])
         self._eased_at = int(state["eased_at"])
         self._high = int(state["high"])
+        self._multiplier = float(state["multiplier"])
+        self._meant = float(state["meant"])
+        self._host = float(state["host"])
+        self._host_high = float(state["host_high"])
         self._lowest.load_state_dict(state["lowest"])
 
 

@@ -22,6 +22,8 @@ _NAN = float("nan")
 # About what float32 can hold. A host that reports more is as lost as one that reports infinity, and sums and squares of
 # it would overflow all the way down.
 _LARGEST = 1e38
+# A model that is not trained yet shows next to nothing at its first measurements, and no alignment at two in a row.
+_FIRST_SEEN, _ALIGNED = 2, 0.5
 
 
 class ContextAnalyzer:
@@ -56,6 +58,7 @@ class ContextAnalyzer:
         self._series: dict[str, deque[tuple[int, float]]] = {}
         self._attention: AttentionReport | None = None
         self.best_attention_diag = 0.0
+        self._first_seen: list[float] = []  # ``attention_diag`` at the first measurements
         self._first_level: float | None = None
         self._scalars = {"learning_rate": _NAN, "update_ratio": _NAN, "text_length": _NAN}
         self._nonfinite_run = 0
@@ -96,12 +99,17 @@ class ContextAnalyzer:
             self._observe_attention(observation.step, observation.attention)
 
     def regime_changed(self) -> None:
-        """Forget levels and trends of the losses: the host changed what they mean (another reduction factor)."""
+        """Forget levels and trends of the losses: they mean something else now."""
         kept = self._series.get("attention_diag")
         self._series = {} if kept is None else {"attention_diag": kept}
         if self._forecaster is not None:
             self._forecaster.regime_changed()
         self._first_level = None
+
+    def attention_changed(self) -> None:
+        """Forget how good the attention was: at another reduction factor it has other steps to stand on."""
+        self._attention = None
+        self.best_attention_diag = 0.0
 
     def forgive(self) -> None:
         """Forget how many steps in a row were not finite: earlier weights are back."""
@@ -133,7 +141,13 @@ class ContextAnalyzer:
             text_length=self._scalars["text_length"],
             scales={self._judged: self._scales(self._judged)},
             forecast=None if self._forecaster is None else self._forecaster.forecast(),
+            found_trained=self._found_trained,
         )
+
+    @property
+    def _found_trained(self) -> bool:
+        stands = self._attention is None or self._attention.attention_diag >= 0.5 * self.best_attention_diag
+        return len(self._first_seen) == _FIRST_SEEN and min(self._first_seen) >= _ALIGNED and stands
 
     @property
     def _judged(self) -> str:
@@ -176,6 +190,8 @@ class ContextAnalyzer:
         else:
             pairs = zip(astuple(self._attention), astuple(report), strict=True)
             self._attention = AttentionReport(*(_ATTENTION_MEMORY * a + (1 - _ATTENTION_MEMORY) * b for a, b in pairs))
+        if len(self._first_seen) < _FIRST_SEEN:
+            self._first_seen.append(report.attention_diag)
         smooth = self._attention.attention_diag
         self._append("attention_diag", step, smooth)
         self.best_attention_diag = max(self.best_attention_diag, smooth)
@@ -198,6 +214,7 @@ class ContextAnalyzer:
             "series": {name: [list(pair) for pair in values] for name, values in self._series.items()},
             "attention": None if self._attention is None else list(astuple(self._attention)),
             "best_attention": self.best_attention_diag,
+            "first_seen": list(self._first_seen),
             "first_level": self._first_level,
             "scalars": dict(self._scalars),
             "nonfinite_run": self._nonfinite_run,
@@ -223,6 +240,7 @@ class ContextAnalyzer:
         }
         self._attention = None if attention is None else AttentionReport(*(float(v) for v in attention))
         self.best_attention_diag = float(state["best_attention"])
+        self._first_seen = [float(value) for value in state["first_seen"]]
         self._first_level = None if first_level is None else float(first_level)
         self._scalars = scalars
         self._nonfinite_run = int(state["nonfinite_run"])

@@ -37,6 +37,23 @@ class Chronicle:
         self._ranks = ranks
         self._dashboard = dashboard
         self._started = False
+        self._failing = False
+
+    def _write(self, kind: str, record: Any) -> None:
+        """A full disk is no fault of the brain: what cannot be written is left out, and tried again with the next."""
+        try:
+            self.journal.write(kind, record)
+        except OSError as error:
+            if not self._failing:
+                log.error(
+                    "[brain] %s cannot be written (%s): records are missing from here on until it can be; "
+                    "nothing else changes",
+                    self.journal.path,
+                    error,
+                )
+            self._failing = True
+        else:
+            self._failing = False
 
     def start(self, step: int) -> None:
         """The first record: what the run is made with."""
@@ -51,17 +68,17 @@ class Chronicle:
             "capabilities": self._manager.capabilities,
             "versions": versions(),
         }
-        self.journal.write("start", record)
+        self._write("start", record)
 
     def observation(self, observation: Observation) -> None:
-        self.journal.write("observation", observation)
+        self._write("observation", observation)
 
     def event(self, step: int, name: str, message: str, **more: Any) -> None:
-        self.journal.write("event", {"step": step, "event": name, "message": message, **more})
+        self._write("event", {"step": step, "event": name, "message": message, **more})
 
     def decision(self, decision: Decision) -> None:
         """To the journal, and to people when something moved."""
-        self.journal.write("decision", decision)
+        self._write("decision", decision)
         if decision.verdict is Verdict.STOP:
             log.error("[brain] %s", decision.reason)
         elif decision.moves:
@@ -82,6 +99,6 @@ class Chronicle:
         """The last record, and the end of the journal; without a start there is none."""
         try:
             if self._started:
-                self.journal.write("end", {"step": step, "message": message})
+                self._write("end", {"step": step, "message": message})
         finally:
             self.journal.close()

@@ -30,9 +30,11 @@ class OptimizerTap:
 
     Attributes:
         rate_multiplier: factor on every group's rate, 1.0 leaves it alone.
-        most_rate: a multiplier above 1 does not carry the first group's rate beyond this, should the host raise it
-            between two decisions; the host's own rate may lie above. Infinity is off.
+        most_rate: a multiplier above 1 carries no group's rate beyond this, should the host raise it between two
+            decisions; the host's own rate may lie above. Infinity is off.
         clip_norm: gradients are scaled down to this L2 norm; infinity is off.
+        host_rate: the host's own rate at the newest step, of several groups the highest; NaN before the first, and
+            where rates are tensors, as reading those may wait for the device.
         steps: optimizer steps seen, skipped ones included; not those that a fused optimizer leaves out for its scaler.
         skipped: the newest step had a non-finite gradient, and nothing was changed by it.
         grad_norm: L2 norm of the newest gradient as the optimizer got it (after the host's own clipping); NaN with
@@ -44,6 +46,7 @@ class OptimizerTap:
     ) -> None:
         self.rate_multiplier = 1.0
         self.most_rate = math.inf
+        self.host_rate = math.nan
         self.clip_norm = math.inf
         self.steps = 0
         self.skipped = False
@@ -97,6 +100,8 @@ class OptimizerTap:
         try:
             self._put_rates_back()
             self.skipped = False
+            rates = [group["lr"] for group in optimizer.param_groups if not isinstance(group["lr"], Tensor)]
+            self.host_rate = float(max(rates, default=math.nan))
             # A gradient scaler calls the ``step`` of a fused optimizer in any case, and that leaves itself out.
             found = getattr(optimizer, "found_inf", None)
             self._left_out = self._guard and found is not None and float(found) > 0.0
@@ -123,11 +128,9 @@ class OptimizerTap:
             self._on_fault(error)
 
     def _multiplier(self) -> float:
-        rate: float | Tensor = self._optimizer.param_groups[0]["lr"]
-        # A rate that is a tensor is not asked for its value, as that may wait for the device.
-        if self.rate_multiplier <= 1.0 or isinstance(rate, Tensor) or not rate > 0.0:
+        if self.rate_multiplier <= 1.0 or not self.host_rate > 0.0:
             return self.rate_multiplier
-        return min(self.rate_multiplier, max(1.0, self.most_rate / rate))
+        return min(self.rate_multiplier, max(1.0, self.most_rate / self.host_rate))
 
     def _put_rates_back(self) -> None:
         if self._rates is not None:

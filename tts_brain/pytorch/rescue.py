@@ -46,17 +46,23 @@ class Rescue:
             folder=own if config.snapshot_place == "disk" else None,
         )
         self._refused = False
+        self._failed_at: int | None = None  # the newest snapshot that could not be written
         self._restored: int | None = None  # the newest one that was put back
 
     def maybe_take(self, step: int) -> str:
-        """Take a snapshot when it is time; returns why there will be none, once, else an empty text."""
+        """Take a snapshot when it is time; returns why there is none, else an empty text."""
         newest = self._snapshots.steps[-1] if self._snapshots.steps else None
-        far_enough = newest is None or step - newest >= self._manager.config.snapshot_every
+        tried = max((at for at in (newest, self._failed_at) if at is not None), default=None)
+        far_enough = tried is None or step - tried >= self._manager.config.snapshot_every
         # A first one at once, so that an early break has something to go back to: in a bad stretch too, as the guard
         # has kept its weights and statistics finite.
         if not far_enough or self._refused or (newest is not None and not self._manager.healthy):
             return ""
-        self._refused = not self._snapshots.take(step, self._parts)
+        try:
+            self._refused = not self._snapshots.take(step, self._parts)
+        except OSError as error:
+            self._failed_at = step
+            return f"the one of step {step} cannot be written ({error}); the next is tried in its turn"
         return self._snapshots.last_refusal
 
     def roll_back(self, step: int) -> int | None:

@@ -229,6 +229,7 @@ class BrainSession:
 
         Args:
             losses: ``total`` is required.
+            learning_rate: asked only where the optimizer's rates are tensors.
             ends_step: the host meant an optimizer step to follow, although it, or a gradient scaler (fp16), may have
                 left it out for a gradient that was not finite. With a scaler and a finite loss that is the scaler
                 looking for its scale, and no step, up to 24 times in a row; else it is a skipped step.
@@ -253,7 +254,7 @@ class BrainSession:
                 self._taps[0],
                 skipped=skipped,
                 grad_norm=grad_norm,
-                learning_rate=learning_rate,
+                learning_rate=learning_rate if math.isnan(self._taps[0].host_rate) else self._taps[0].host_rate,
                 text_length=text_length,
                 stop=self._stop if due else None,
             )
@@ -426,7 +427,7 @@ class BrainSession:
             elif self.manager.mode is Mode.FULL and decision.verdict is not Verdict.STOP:
                 refusal = self._rescue.maybe_take(self.step)
                 if refusal:
-                    log.warning("[brain] no snapshots, so no rollback: %s", refusal)
+                    log.warning("[brain] no snapshot: %s", refusal)
                     self._chronicle.event(self.step, "no_snapshot", refusal)
             self._chronicle.dashboard(self.step, decision)
 
@@ -447,6 +448,8 @@ class BrainSession:
         restored = None
         try:
             restored = self._rescue.roll_back(self.step)
+            if restored is not None and self._buffers is not None:
+                self._buffers.keep()  # what it held were the statistics of the weights that broke
         except (RanksParted, RanksLost) as error:
             self._step_aside_together(str(error))
         except Exception as error:
@@ -470,7 +473,8 @@ class BrainSession:
     def save(self, path: Path) -> None:
         """Write the sidecar for a checkpoint of the host, atomically; none after a fault: the state is unsure then.
 
-        With other ranks, all must call it; one writes. Once a rank is lost, the state is the one last agreed on.
+        With other ranks, all must call it; one writes. Once a rank is lost, the state is the one last agreed on. A file
+        that cannot be written is reported, and the one before it is left as it is.
         """
         if self._meeting is not None and self.active and self._meeting.untold(self.step):
             self._share(self._meeting, deciding=False)
@@ -484,7 +488,12 @@ class BrainSession:
             "watching": [tap.watching for tap in self._taps],
             "diagnosis": self._diagnosis.state_dict(),
         }
-        save_state(path, state, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
+        try:
+            save_state(path, state, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
+        except OSError as error:
+            message = f"{path} cannot be written ({error}): a resume from this checkpoint would start the brain afresh"
+            log.error("[brain] %s", message)
+            self._chronicle.event(self.step, "not_saved", message)
 
     def load(self, path: Path, *, step_otherwise: int = 0) -> bool:
         """Go on from a sidecar. One that cannot be used is reported and left as it is; the brain then starts afresh.

@@ -1,0 +1,154 @@
+"""One process under a session: what users do to a run, and what disks do to it."""
+
+import errno
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from simulated_run import Stretch, drive, make_manager, observations
+from torch import Tensor
+
+from tts_brain.config import BrainConfig
+from tts_brain.feedback import rollback
+from tts_brain.journal import read_journal
+from tts_brain.pytorch import session as session_module
+from tts_brain.pytorch.session import BrainSession
+from tts_brain.types import GUIDED_SIGMA, KNOBS, LEARNING_RATE, Capabilities, Verdict
+
+HOST = Capabilities(host="one", losses=("total", "mel"), knobs=tuple(KNOBS), alignment="attention", stop_token=False)
+QUICK = {"decide_every": 2, "attention_every": 1, "trial_steps": 4, "cooldown_steps": 2, "snapshot_every": 4}
+
+
+class Run:
+    """A network with a batch norm, that a session looks at; losses and attention are what a test says."""
+
+    def __init__(self, folder: Path, rates: tuple[float, ...] = (1e-3,), **settings: Any) -> None:
+        torch.manual_seed(0)
+        self.model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 1))
+        layers = [list(layer.parameters()) for layer in self.model]
+        groups = [{"params": layers[n] if n else [*layers[0], *layers[1]], "lr": r} for n, r in zip((0, 2), rates)]  # noqa: B905
+        self.optimizer = torch.optim.Adam(groups if len(rates) > 1 else self.model.parameters(), lr=rates[0])
+        self.session = BrainSession(
+            BrainConfig(**QUICK | settings),
+            HOST,
+            folder,
+            optimizers=[self.optimizer],
+            model=self.model,
+            parts={"optimizer": self.optimizer},
+            host_values={GUIDED_SIGMA: 0.4},
+        )
+        self.verdicts: list[Verdict] = []
+
+    @property
+    def statistics(self) -> Tensor:
+        return self.model[1].running_var
+
+    def step(self, mel: float = 1.0, diag: float | None = None) -> None:
+        x = torch.randn(16, 4)
+        self.optimizer.zero_grad()
+        (self.model(x) - x.sum(1, keepdim=True)).square().mean().backward()
+        if diag is not None and self.session.wants_attention:
+            self.session.see_attention(attention(diag), torch.tensor([12]), torch.tensor([12]))
+        self.optimizer.step()
+        decision = self.session.after_batch({"total": mel, "mel": mel}, text_length=12.0)
+        if decision is not None:
+            self.verdicts.append(decision.verdict)
+
+    def go(self, steps: int, **seen: Any) -> "Run":
+        for _ in range(steps):
+            self.step(**seen)
+        return self
+
+
+def attention(diag: float) -> Tensor:
+    """So much of a perfect diagonal, the rest spread over the text."""
+    return (diag * torch.eye(12) + (1.0 - diag) * torch.full((12, 12), 1.0 / 12)).unsqueeze(0)
+
+
+def test_after_a_rollback_a_nan_batch_finds_the_statistics_of_the_weights_that_came_back(tmp_path: Path) -> None:
+    run = Run(tmp_path).go(10)
+    healthy = run.statistics.clone()
+    for _ in range(3):
+        run.step(mel=float("nan"))
+        run.statistics.fill_(1e9)  # of weights that have gone far off, finite all the same
+    run.step(mel=float("nan"))
+    assert run.verdicts.count(Verdict.ROLL_BACK) >= 1
+    run.statistics.fill_(float("nan"))
+    assert run.session.heal() == ["1.running_var"]
+    assert float(run.statistics.max()) < 10.0 * float(healthy.max())
+
+
+@pytest.mark.parametrize("changes", [True, False])
+def test_what_an_alignment_was_at_another_reduction_factor_is_not_held_against_it(
+    tmp_path: Path, changes: bool
+) -> None:
+    run = Run(tmp_path, lost_alignment_steps=20)
+    run.session.see_regime({"reduction factor": 7})
+    run.go(30, diag=0.9)
+    run.session.see_regime({"reduction factor": 2 if changes else 7})
+    run.go(60, diag=0.3)
+    assert (Verdict.ROLL_BACK in run.verdicts) is not changes
+
+
+def full(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_costs_records_and_sidecars_and_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Run(tmp_path).go(10)
+    before = dict(run.session.knobs)
+    with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
+        patch.setattr(run.session.journal, "write", full)
+        patch.setattr(session_module, "save_state", full)
+        run.go(10)
+        run.session.save(tmp_path / "sidecar")
+    said = [r.getMessage() for r in caplog.records]
+    assert sum("journal.jsonl cannot be written" in line for line in said) == 1
+    assert sum("start the brain afresh" in line for line in said) == 1
+    assert run.session.active and run.session.knobs and before
+    run.go(10)
+    run.session.save(tmp_path / "sidecar")
+    steps = {r["step"] for r in read_journal(tmp_path) if r["kind"] == "decision"}
+    assert steps == {*range(2, 11, 2), *range(22, 31, 2)}
+    assert Run(tmp_path / "resumed").session.load(tmp_path / "sidecar")
+
+
+def test_a_snapshot_that_cannot_be_written_is_tried_again_in_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path, snapshot_place="disk")
+    with monkeypatch.context() as patch:
+        patch.setattr(rollback._Disk, "put", full)
+        run.go(12)
+    tried = [r["step"] for r in read_journal(tmp_path) if r.get("event") == "no_snapshot"]
+    assert tried == [2, 6, 10]
+    run.go(8)
+    assert run.session.active and list((tmp_path / "snapshots").glob("snapshot-*"))
+
+
+def test_of_several_groups_the_highest_rate_is_looked_at_and_kept_in_bounds(tmp_path: Path) -> None:
+    run = Run(tmp_path, rates=(1e-5, 1e-3), journal_every=1)
+    used: list[list[float]] = []
+    run.optimizer.register_step_pre_hook(lambda o, *_: used.append([g["lr"] for g in o.param_groups]))
+    run.session.manager.knobs[LEARNING_RATE] = 64.0
+    run.session._turn_taps()
+    run.step()
+    assert used[0] == pytest.approx([1e-4, 1e-2])
+    run.session.manager.knobs[LEARNING_RATE] = 4.0
+    run.session._turn_taps()
+    run.step()
+    assert used[1] == pytest.approx([4e-5, 4e-3])
+    assert {r["learning_rate"] for r in read_journal(tmp_path) if r["kind"] == "observation"} == {1e-3}
+
+
+def test_a_model_that_was_trained_before_keeps_the_hosts_rate_and_its_alignment() -> None:
+    stream = [Stretch(400, slope=-0.005, attention=0.75)]
+    trained = drive(make_manager(), observations(stream))
+    assert max(d.after[LEARNING_RATE] for d in trained) <= 1.0
+    assert trained[4].after["guided_weight"] < 1.5 and trained[4].after["forward_sum_weight"] < 0.05
+    fresh = drive(make_manager(), observations([Stretch(20, slope=-0.005, attention=0.05), *stream]))
+    assert max(d.after[LEARNING_RATE] for d in fresh) > 4.0
