@@ -84,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         help="record each step of constants and brains into this folder; components: reads them from there",
     )
-    parser.add_argument("--list", action="store_true", help="print the arms and end")
+    parser.add_argument("--list", action="store_true", help="print the arms, parts or bad starts and end")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -102,6 +102,8 @@ def _cells(args: argparse.Namespace) -> int:
 
     if args.list:
         print("\n".join(arms_of(args.name)))
+        if args.name == "rescue":
+            print("\nbad starts, for --starts:", *BAD_STARTS, sep="\n")
         return 0
     corpus = args.data.resolve().name
     arms = _arms(args, corpus)
@@ -205,6 +207,9 @@ def _overhead(args: argparse.Namespace) -> int:
 
     parts = tuple(name.strip() for name in args.arms.split(",")) if args.arms else OVERHEADS
     unknown = [name for name in parts if name not in OVERHEADS]
+    if args.list:
+        print("\n".join(OVERHEADS))
+        return 0
     if unknown:
         raise Refused(f"no part {unknown[0]!r} of overhead; write {', '.join(OVERHEADS)}")
 

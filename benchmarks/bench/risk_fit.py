@@ -7,6 +7,7 @@ Learned on the forks and probes of seeds that no benchmark reports on, each kind
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,7 @@ def fit(shares: ArrayLike, happened: ArrayLike, draws: int) -> Curve:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.set_num_threads(1)
     decided = [one for seed in SEEDS for one in gather(seed)]
     some = [*cases(decided), *cases(decided, probes=True), *run_cases(decided)]
