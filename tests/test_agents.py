@@ -451,15 +451,6 @@ def test_a_model_found_trained_keeps_under_the_usual_rate_too() -> None:
     assert rate_wish(LearningRateAgent(MAX_RATE), loss_z=-9.0, multiplier=0.4, **hot) == pytest.approx(0.5)
 
 
-def test_a_model_found_trained_gets_the_laws_guide_straight_at_first() -> None:
-    agent, found = make("guided_attention"), context(attention_diag=0.75, found_trained=True)
-    law = DynamicAttentionSupervisor().weight(0.75)
-    wanted = [agent.propose(found, start_knobs()).moves[GUIDED_WEIGHT] for _ in range(6)]
-    assert wanted[:5] == pytest.approx([law] * 5) and wanted[5] > 1.5 * law
-    fresh = make("guided_attention").propose(context(attention_diag=0.75), start_knobs())
-    assert fresh.moves[GUIDED_WEIGHT] > 1.5 * law
-
-
 def noam(step: int, peak: float = 1e-2, warm_up: int = 1000) -> float:
     return peak * min(step / warm_up, (warm_up / step) ** 0.5)
 

@@ -672,7 +672,7 @@ def state_on_trial() -> str:
 # Whose keys are names of what a run happened to have: without one, a state is smaller, not damaged.
 FREE_KEYS = ("knobs", "series", "kept", "undone", "moves", "strikes")
 # Agents without memory read nothing.
-UNREAD = (("agents", "loss_balance"),)
+UNREAD = (("agents", "guided_attention"), ("agents", "loss_balance"))
 
 
 def damaged() -> Iterator[tuple[str, Any]]:

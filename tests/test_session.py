@@ -145,10 +145,9 @@ def test_of_several_groups_the_highest_rate_is_looked_at_and_kept_in_bounds(tmp_
     assert {r["learning_rate"] for r in read_journal(tmp_path) if r["kind"] == "observation"} == {1e-3}
 
 
-def test_a_model_that_was_trained_before_keeps_the_hosts_rate_and_its_alignment() -> None:
+def test_a_model_that_was_trained_before_keeps_the_hosts_rate() -> None:
     stream = [Stretch(400, slope=-0.005, attention=0.75)]
     trained = drive(make_manager(), observations(stream))
     assert max(d.after[LEARNING_RATE] for d in trained) <= 1.0
-    assert trained[4].after["guided_weight"] < 1.5 and trained[4].after["forward_sum_weight"] < 0.05
     fresh = drive(make_manager(), observations([Stretch(20, slope=-0.005, attention=0.05), *stream]))
     assert max(d.after[LEARNING_RATE] for d in fresh) > 4.0

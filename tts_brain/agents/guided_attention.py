@@ -18,8 +18,6 @@ from tts_brain.types import (
 
 _SMALL_CHANCE = 0.05
 _FAR = 2.0
-# Decisions that take a model found trained straight to the law, as far as the knobs go in one.
-_STRAIGHT = 5
 
 
 def _feared(context: TrainingContext, report: AttentionReport) -> tuple[float, str]:
@@ -50,7 +48,6 @@ class GuidedAttentionAgent:
     def __init__(self, supervisor: DynamicAttentionSupervisor, adaptation_rate: float = 0.1) -> None:
         self._supervisor = supervisor
         self._rate = adaptation_rate
-        self._decisions = 0
 
     def propose(self, context: TrainingContext, knobs: Mapping[str, float]) -> Proposal:
         """A small step toward the supervisor's targets; smaller while the phase is in doubt."""
@@ -65,10 +62,6 @@ class GuidedAttentionAgent:
         }
         # Two phases with equal odds halve the step.
         rate = self._rate * (0.5 + 0.5 * context.certainty)
-        # The start is for a model that cannot read yet; one that can is not to be bent for a hundred steps first.
-        self._decisions += 1
-        if context.found_trained and self._decisions <= _STRAIGHT:
-            rate = 1.0
         moves = {k: KNOBS[k].approach(knobs[k], t, rate) for k, t in targets.items() if k in knobs}
         sides = {"diagonality": report.diagonality, "focus": report.focus, "coverage": report.coverage}
         weakest = min(sides, key=lambda side: sides[side])
@@ -95,10 +88,10 @@ class GuidedAttentionAgent:
         return f"{weight:.3g} is too strong: " if weight > self._supervisor.weight(0.0) * _FAR else ""
 
     def learn(self, moves: Mapping[str, tuple[float, float]], context: TrainingContext, *, kept: bool) -> None:
-        """The law learns nothing."""
+        """The law has no memory."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"decisions": self._decisions}
+        return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._decisions = int(state["decisions"])
+        pass
