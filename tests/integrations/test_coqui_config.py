@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -158,6 +159,18 @@ def test_values_out_of_bounds_are_refused(
 def test_other_types_are_refused(brain: Any) -> None:
     with pytest.raises(ValueError, match="write true, false, or a mapping"):
         Tacotron2Config(brain=brain)
+
+
+@pytest.mark.parametrize(
+    ("enabled", "meant"), [("false", "false"), ("true", "true"), ("off", "false"), (0, "false"), (1, "true")]
+)
+def test_text_does_not_switch_the_brain_on(enabled: Any, meant: str, tmp_path: Path) -> None:
+    says = f'brain.enabled={enabled!r} is neither true nor false; write "enabled": {meant}'
+    with pytest.raises(ValueError, match=re.escape(says)):
+        load_config(written(tmp_path, {"enabled": enabled}))
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Tacotron2Config(brain=BrainSection(enabled=enabled))
+    assert Tacotron2Config(brain={"enabled": None}).brain.enabled is False
 
 
 def test_installing_twice_changes_nothing() -> None:
