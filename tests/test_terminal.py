@@ -91,6 +91,17 @@ def test_the_story(width: int) -> None:
         assert words in flat
 
 
+def test_advice_of_each_cause_is_told() -> None:
+    advice = [
+        {"kind": "event", "step": step, "event": "advice", "cause": cause, "message": f"{cause} at {step}"}
+        for step, cause in ((50, "stop_inverted"), (50, "silence"), (90, "silence"), (95, "few_updates"))
+    ]
+    text = told([*run()[:2], *advice, *run()[2:]])
+    assert "!! step 50 · advice: stop_inverted at 50" in text
+    assert "!! steps 50–90 · advice (2 times): silence at 90" in text
+    assert "!! step 95 · advice: few_updates at 95" in text
+
+
 def test_holds_one_by_one() -> None:
     text = told(run(), show_holds=True)
     assert text.count("held at step") == 7

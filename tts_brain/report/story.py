@@ -91,7 +91,8 @@ def _group(record: Record) -> tuple[str, ...]:
     if kind == "event":
         # A rollback is too important to share a line.
         name = str(record.get("event"))
-        return (kind, name, str(record.get("step"))) if name == "rollback" else (kind, name)
+        # Advice of another cause is another thing to mend.
+        return (kind, name, str(record.get("step" if name == "rollback" else "cause")))
     return (kind,)
 
 
