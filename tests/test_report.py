@@ -291,6 +291,12 @@ def test_the_story_folds_holds_and_marks_what_broke(page: Page) -> None:
     assert "guided_weight host weight / mean text length" in page.text
 
 
+def test_moves_that_were_only_watched_are_not_counted_as_kept() -> None:
+    records = [{**r, "applied": False} if r.get("verdict") == "accept" else r for r in journal()]
+    text = Page(body(ReportData("t", "i", [ArmData("a", "A", journal=records)]))).text
+    assert "4 moves only watched, none made; 1 rollback" in text and "kept" not in text
+
+
 def test_charts_are_valid_plotly(page: Page) -> None:
     assert len(page.json) >= 8
     for spec in page.json:

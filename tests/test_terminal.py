@@ -202,6 +202,9 @@ def test_watching_only_says_so() -> None:
     text = told([decision(40, "accept", "loss falls", applied=False)])
     assert "only watched; in full mode: moved the knobs" in text
     assert "wanted by learning_rate: learning_rate to 1.50" in text
+    assert "1 move only watched, none made; 0 rollbacks; 0 holds." in text
+    later = [decision(step, "accept", "loss falls", after=1.5, applied=step != 50) for step in (40, 50, 60)]
+    assert "2 moves: 2 kept, 0 taken back; 1 move only watched; 0 rollbacks" in told(later)
 
 
 def test_ascii_only_and_hostile_text() -> None:

@@ -40,9 +40,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How often what happened."""
+    """How often what happened; ``watched`` are moves that were written down and not made, as in ``observe`` mode."""
 
     moves: int
+    watched: int
     undone: int
     rollbacks: int
     holds: int
@@ -51,11 +52,18 @@ class Tally:
 
     def sentence(self) -> str:
         """For people, for example ``5 moves: 4 kept, 1 taken back; 1 rollback; 40 holds``."""
-        parts = [f"{count(self.moves, 'move')}: {max(0, self.moves - self.undone)} kept, {self.undone} taken back"]
+        parts = self._moves_in_words()
         parts += [count(self.rollbacks, "rollback"), count(self.holds, "hold")]
         parts += [count(self.skipped, "skipped gradient")] if self.skipped else []
         parts += [count(self.faults, "fault")] if self.faults else []
         return "; ".join(parts)
+
+    def _moves_in_words(self) -> list[str]:
+        watched = [f"{count(self.watched, 'move')} only watched"] if self.watched else []
+        if watched and not self.moves:
+            return [f"{watched[0]}, none made"]
+        kept = max(0, self.moves - self.undone)
+        return [f"{count(self.moves, 'move')}: {kept} kept, {self.undone} taken back", *watched]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +113,11 @@ def tally(records: Sequence[Record]) -> Tally:
     """Count moves, undos and the rest. A rollback may stand as a decision and as an event: it counts once."""
     verdicts = [r.get("verdict") for r in decisions(records)]
     events = [r.get("event") for r in records if r.get("kind") == "event"]
+    made = [r.get("verdict") for r in decisions(records) if r.get("applied", True)].count("accept")
     rolled = {step_of(r) for r in records if r.get("verdict") == "roll_back" or r.get("event") == "rollback"}
     return Tally(
-        moves=verdicts.count("accept"),
+        moves=made,
+        watched=verdicts.count("accept") - made,
         undone=verdicts.count("undo"),
         rollbacks=len(rolled),
         holds=verdicts.count("hold"),
