@@ -323,6 +323,11 @@ def test_hostile_reasons_are_shown_as_text() -> None:
     assert "No journal: this arm ran without the brain or has not started." in text
 
 
+def test_a_number_beyond_every_float_is_shown_as_not_finite() -> None:
+    records = [{**r, "after": {"learning_rate": 10**400}} if r["kind"] == "decision" else r for r in journal(100)]
+    assert "not finite" in body(ReportData("t", "i", [ArmData("a", "A", journal=records)]))
+
+
 def test_missing_parts_are_named() -> None:
     text = Page(body(ReportData("t", "i", [ArmData("a", "A")]))).text
     for words in (

@@ -210,7 +210,7 @@ def number(value: Any) -> float:
     """A float from a journal field: also from ``"nan"``; NaN from anything that is no number."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
