@@ -15,11 +15,13 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tts_brain.arguments import ready_for, whole_number
 from tts_brain.corpus import CorpusError, load_ljspeech
 from tts_brain.report.html import write_report
 from tts_brain_coqui.demo_report import as_json, report_data, summarise, table
 
 _DEFAULT_STEPS = 110
+_POSITIVE = whole_number(1, 200)
 _GRACE_S = 20
 
 
@@ -28,6 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     console = Console()
     try:
+        if args.json:
+            ready_for(args.json)
         data = _corpus(args.data, console)
         out = empty_folder(args.out)
     except (CorpusError, OSError, ImportError, RuntimeError) as error:
@@ -45,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         names = ("steps", "seed", "batch_size", "reduction_factor", "host_schedule")
         result = as_json({name: getattr(args, name) for name in names}, arms, summary, data)
+        args.json.parent.mkdir(parents=True, exist_ok=True)  # --out may have put it aside with an earlier demo
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     failed = [name for name in arms if summary[name]["steps"] < args.steps and not stopped]
     for name in failed:
@@ -57,13 +62,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tts-brain demo", description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="a corpus in LJSpeech layout, wav or flac; without it, espeak-ng speech is made")
-    add("--steps", type=_positive, default=_DEFAULT_STEPS, help="optimizer steps per arm (%(default)s)")
+    add("--steps", type=_POSITIVE, default=_DEFAULT_STEPS, help="optimizer steps per arm (%(default)s)")
     add("--out", type=Path, default=Path("demo"), help="where everything is written (%(default)s/)")
     add("--json", type=Path, help="also write the table to this file")
     add("--seed", type=int, default=0, help="of weights, data order and dropout (%(default)s)")
-    add("--batch-size", type=_positive, default=16, help="clips per step (%(default)s)")
-    add("--reduction-factor", type=_positive, default=5, help="mel frames per decoder step (%(default)s)")
-    add("--jobs", type=_positive, default=min(2, os.cpu_count() or 1), help="arms at a time (%(default)s)")
+    add("--batch-size", type=_POSITIVE, default=16, help="clips per step (%(default)s)")
+    add("--reduction-factor", type=_POSITIVE, default=5, help="mel frames per decoder step (%(default)s)")
+    add("--jobs", type=_POSITIVE, default=min(2, os.cpu_count() or 1), help="arms at a time (%(default)s)")
     add(
         "--host-schedule",
         action="store_true",
@@ -71,12 +76,6 @@ def _parser() -> argparse.ArgumentParser:
         "without it both run at a constant 1e-3, which makes a stronger default",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more; write for example 200")
-    return int(text)
 
 
 def _corpus(folder: Path | None, console: Console) -> Path:

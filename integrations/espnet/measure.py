@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tts_brain.arguments import ready_for
+
 _SHOWN = ("diagonality", "focus", "coverage", "attention_diag")
 
 
@@ -22,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.ERROR)
     rows = []
     try:
+        if args.json is not None:
+            ready_for(args.json)
         for run in args.runs:
             rows.append(_row(run, args.model, args.clips, args.limit, speak=not args.no_speech))
     except (OSError, ValueError) as error:

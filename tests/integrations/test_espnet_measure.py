@@ -58,7 +58,7 @@ def test_free_running_stops_at_twice_the_reference(run: Run, espnet_data: Data) 
 def test_the_command_prints_both_and_writes_json(
     run: Run, espnet_data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "figures.json"
+    file = tmp_path / "new" / "figures.json"
     folder = str(espnet_data.folder)
     arguments = [str(run.path), str(run.path), "--clips", folder, "--limit", "2", "--json", str(file)]
     assert measure.main(arguments) == 0
@@ -91,3 +91,11 @@ def test_what_is_missing_is_named(
     arguments = [str(run.path / run_folder), "--clips", str(espnet_data.folder / clip_folder)]
     assert measure.main(arguments) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    run: Run, espnet_data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "_row", lambda *_, **__: pytest.fail("measuring was begun"))
+    assert measure.main([str(run.path), "--clips", str(espnet_data.folder), "--json", "/dev/null/figures.json"]) == 2
+    assert "/dev/null/figures.json cannot be written" in capsys.readouterr().err
