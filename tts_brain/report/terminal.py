@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -56,9 +57,22 @@ def one_decision(record: Record | Decision, *, encoding: str = "utf-8") -> str:
     return speakable("\n".join([head, *why]), encoding)
 
 
-def explain(records: Iterable[Record], console: Console, *, show_holds: bool = False, step: int | None = None) -> None:
-    """Print a journal as a story; with ``step`` print all that is known of the decision taken there."""
+def explain(
+    records: Iterable[Record],
+    console: Console,
+    *,
+    show_holds: bool = False,
+    step: int | None = None,
+    journal: Path | None = None,
+) -> None:
+    """Print a journal as a story; with ``step`` print all that is known of the decision taken there.
+
+    ``journal`` is printed above: of several runs below a folder, the reader is told which one this is.
+    """
     story = list(records)
+    if journal is not None:
+        # In one line however long, to be copied.
+        console.print(Text(speakable(clean(journal), console.encoding), "dim"), soft_wrap=True)
     if not story:
         _say(console, "The journal is empty: the run wrote nothing yet.")
     elif step is None:
