@@ -371,6 +371,12 @@ def test_knobs_that_never_moved_get_no_panel() -> None:
     assert all(p.spec["layout"]["yaxis"]["type"] == "log" for p in panels)
 
 
+def test_a_knob_that_moved_by_a_rounding_gets_no_panel() -> None:
+    records = [{**r, "after": {"grad_clip": 1 - 3e-14}} if r["kind"] == "decision" else r for r in journal()]
+    records[2] = {**records[2], "before": {"grad_clip": 1.0}}
+    assert knob_panels(ArmData("a", "A", journal=records), 0, 600) == ([], ["grad_clip 1.00"])
+
+
 def test_picture_and_sound_bytes() -> None:
     matrix = np.zeros((3, 2))
     matrix[0, 0] = 1.0

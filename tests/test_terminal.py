@@ -116,6 +116,12 @@ def test_advice_of_each_cause_is_told() -> None:
     assert "!! step 95 · advice: few_updates at 95" in text
 
 
+def test_a_knob_that_came_back_but_for_a_rounding_is_as_at_the_start() -> None:
+    text = told([decision(40, "accept", "x", after=1.5), decision(80, "undo", "y", 1 - 3.39e-14, 1.5)])
+    assert "as at the start: learning_rate 1.00" in text and "1.000000" not in text
+    assert "learning_rate 1.000000 → 1.000001" in told([decision(40, "accept", "x", after=1.000001)])
+
+
 def test_holds_one_by_one() -> None:
     text = told(run(), show_holds=True)
     assert text.count("held at step") == 7

@@ -13,6 +13,7 @@ from tts_brain.types import Verdict
 Record = Mapping[str, Any]
 
 NOT_FINITE = "not finite"
+_DIGITS = range(3, 8)
 _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -165,11 +166,16 @@ def move_text(move: tuple[str, float, float]) -> str:
 
 def change_text(old: Any, new: Any) -> str:
     """``1.00 → 1.50``, with as many digits as it takes to see the difference."""
-    for digits in range(3, 8):
+    for digits in _DIGITS:
         texts = knob_text(old, digits), knob_text(new, digits)
         if texts[0] != texts[1]:
             break
     return f"{texts[0]} → {texts[1]}"
+
+
+def is_seen(old: Any, new: Any) -> bool:
+    """Does ``change_text`` show a difference? A knob that went and came back may be one rounding off."""
+    return knob_text(old, _DIGITS[-1]) != knob_text(new, _DIGITS[-1])
 
 
 def verdict_text(record: Record) -> str:

@@ -18,6 +18,7 @@ from tts_brain.report.story import (
     decisions,
     evidence_text,
     fold,
+    is_seen,
     knob_series,
     knob_text,
     move_text,
@@ -147,8 +148,8 @@ def _closing(console: Console, story: Sequence[Record]) -> None:
     runs = [f"{phase_text(run.phase)} {run.first}–{run.last}" for run in phase_runs(story)]
     _say(console, f"Phases by step: {', '.join(runs)}.")
     ends = {knob: (points[0][1], points[-1][1]) for knob, points in knob_series(story).items()}
-    moved = [(knob, old, new) for knob, (old, new) in ends.items() if old != new]
-    still = [f"{clean(knob)} {knob_text(new)}" for knob, (old, new) in ends.items() if old == new]
+    moved = [(knob, old, new) for knob, (old, new) in ends.items() if is_seen(old, new)]
+    still = [f"{clean(knob)} {knob_text(new)}" for knob, (old, new) in ends.items() if not is_seen(old, new)]
     for move in moved:
         unit = KNOBS[move[0]].unit if move[0] in KNOBS else "unknown unit"
         _say(console, f"{move_text(move)}  ({unit})", indent=4)
