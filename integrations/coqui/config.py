@@ -18,7 +18,7 @@ from TTS.tts.configs.tacotron2_config import Tacotron2Config
 from TTS.tts.configs.tacotron_config import TacotronConfig
 from TTS.tts.models.base_tacotron import BaseTacotron
 
-from tts_brain.config import BrainConfig
+from tts_brain.config import BrainConfig, flag_meant
 
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 _FLAG = "--coqpit.brain."
@@ -56,8 +56,7 @@ class _Section(Coqpit):
 def _flag(value: Any) -> bool:
     """Text is refused, not taken for true: ``"false"`` would switch the brain on."""
     if value is not None and not isinstance(value, bool):
-        meant = "false" if str(value).strip().lower() in ("false", "no", "off", "0") else "true"
-        raise ValueError(f'brain.enabled={value!r} is neither true nor false; write "enabled": {meant}')
+        raise ValueError(f'brain.enabled={value!r} is neither true nor false; write "enabled": {flag_meant(value)}')
     return bool(value)
 
 

@@ -279,6 +279,9 @@ def test_attach_refuses_what_it_cannot_do(corpus: Path, tmp_path: Path) -> None:
     trainer = make_trainer(make_config(corpus, tmp_path, **ADAM), steps=1)
     with pytest.raises(ValueError, match="did you mean 'decide_every'"):
         attach(trainer, {"decide_evry": 3})
+    for settings in (True, False, 5, "observe"):
+        with pytest.raises(ValueError, match=f"{settings!r} is no mapping of settings; write {{'mode': "):
+            attach(trainer, settings)  # type: ignore[arg-type]
     assert attach(trainer, {"mode": "off"}) is None
     trainer.criterion = [object()]
     with pytest.raises(ValueError, match=r"steers Tacotron and Tacotron2; this model's loss is object.*brain=False"):
