@@ -85,6 +85,12 @@ def test_an_earlier_demo_is_kept(demo: Path, tmp_path: Path):
     [
         (["--data", "nowhere/at/all"], "nowhere/at/all"),
         (["--steps", "0"], "whole number of 1 or more"),
+        (["--seed", "-1"], "'-1' is not a whole number of 0 or more"),
+        (
+            ["--batch-size", "22"],
+            "holds 24 clips; a batch of 22 and 3 that are held out take 25. Give a corpus",
+        ),
+        (["--batch-size", "22"], "or write --batch-size 21"),
         (["--out", "/dev/null/demo"], "/dev/null"),
         (["--json", "/dev/null/table.json"], "/dev/null/table.json cannot be written"),
         (["--json", "."], ". cannot be written (Is a directory); give a file, such as"),
@@ -106,6 +112,21 @@ def test_bad_input_is_refused_before_anything_runs(
         status = int(stop.code or 0)
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_corpus_of_one_clip_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs" / "a.wav").touch()
+    (tmp_path / "metadata.csv").write_text("a|One clip.\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tts_brain_coqui.demo._train", lambda *_: pytest.fail("training was begun"))
+    assert main(["demo", "--data", ".", "--batch-size", "1"]) == 2
+    assert "holds 1 clip; a batch of 1 and 2 that are held out take 3. Give a corpus of so many\n" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_recipe_trains_with_one_flag(clips: Path, tmp_path: Path):
