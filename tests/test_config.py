@@ -1,6 +1,7 @@
 import dataclasses
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -51,8 +52,20 @@ def test_a_key_unlike_any_is_refused_with_all_known_ones() -> None:
         ("phase_classifier_components", 5, "write 4"),
         ("adaptation_rate", 0.0, "above 0.0 to 1.0, default 0.1"),
         ("adaptation_rate", math.nan, "above 0.0 to 1.0"),
-        ("adaptation_rate", "fast", "is not a number"),
-        ("max_learning_rate", 10**400, "not a number"),
+        ("adaptation_rate", "fast", "is not a number; write a number above 0.0 to 1.0, default 0.1"),
+        ("adaptation_rate", None, "is not a number; write a number above 0.0 to 1.0, default 0.1"),
+        ("max_learning_rate", 10**400, "is out of range; write a number above 0.0 to 1.0"),
+        ("trial_steps", "30", "is not a whole number; write trial_steps: 30$"),
+        ("trial_steps", "3", "is not a whole number; write a whole number from 4 to 10000000, default 20"),
+        ("trial_steps", "many", "is not a whole number; write a whole number from 4"),
+        ("decide_every", 10.0, "is not a whole number; write decide_every: 10$"),
+        ("seed", math.inf, "is not a whole number; write a whole number from 0"),
+        ("seed", False, "is not a whole number; write a whole number from 0"),
+        ("forecasts", "false", "is neither true nor false; write forecasts: false$"),
+        ("forecasts", 1, "is neither true nor false; write forecasts: true$"),
+        ("snapshot_place", "cloud", "write snapshot_place='memory', or one of"),
+        ("guide_over", "x", "write guide_over='speech', or one of"),
+        ("mode", "observing", "write mode='observe', or one of"),
         ("initial_guided_weight", 1e3, "from 0.005 to 20.0"),
         ("phase_stickiness", 1.0, "from 0.25 and under 1.0"),
         ("mode", "fast", "off, observe, assist, full"),
@@ -118,6 +131,20 @@ def test_a_whole_number_serves_where_a_float_is_meant(tmp_path: Path) -> None:
 def test_yaml_that_is_no_mapping_is_refused_with_the_file_name(tmp_path: Path, text: str) -> None:
     with pytest.raises(ValueError, match=r"brain\.yaml"):
         from_yaml(tmp_path, text)
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_yaml_that_cannot_be_read_is_said_with_what_to_give(tmp_path: Path, name: str) -> None:
+    with pytest.raises(OSError, match=r"cannot be read \(.* directory\); give a YAML file of lines like 'mode: full'"):
+        BrainConfig.from_yaml(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"), [("observe", "observe"), (True, "full"), (False, "off"), (5, "full"), ([], "full")]
+)
+def test_settings_that_are_no_mapping_are_refused(settings: Any, mode: str) -> None:
+    with pytest.raises(ValueError, match=f"is no mapping of settings; write {{'mode': '{mode}'}}"):
+        BrainConfig.from_dict(settings)
 
 
 def test_the_knobs_of_a_term_that_is_left_out_are_not_steered() -> None:

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tts_brain.journal import JOURNAL_NAME, Journal, NoJournal, find_journal, read_journal, to_plain
+from tts_brain.journal import FORMAT_VERSION, JOURNAL_NAME, Journal, NoJournal, find_journal, read_journal, to_plain
 from tts_brain.types import Decision, Observation, TrainingPhase, Verdict
 
 
@@ -118,6 +119,69 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path, line: str) -> None
         file.write(f'{line}\n{{"kind": "end"}}\n')
     with pytest.raises(ValueError, match="line 2 is not a journal record"):
         list(read_journal(path))
+
+
+DECISION = '{"kind": "decision", "step": 10, '
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"kind": "start", "step": null}', "its step is null, not a whole number"),
+        ('{"kind": "start", "step": "x"}', 'its step is "x", not a whole number'),
+        ('{"kind": "observation", "step": true}', "its step is true"),
+        ('{"kind": "start", "step": 10, "format": "2"}', "its format is"),
+        ('{"kind": "start", "step": 10, "config": [1]}', "its config is [1], not a mapping"),
+        ('{"kind": ["start"]}', 'its kind is ["start"], not text'),
+        ('{"kind": "observation", "step": 10, "losses": 3}', "its losses is 3, not a mapping"),
+        (DECISION + '"after": [1, 2]}', "its after is [1, 2], not a mapping"),
+        (DECISION + '"before": "x"}', "its before is"),
+        (DECISION + '"evidence": 0.5}', "its evidence is"),
+        (DECISION + '"phase": ["x"]}', "its phase is"),
+        (DECISION + '"proposals": {"a": 1}}', "its proposals is"),
+        (DECISION + '"proposals": ["more"]}', 'its proposal is "more", not a mapping'),
+        (DECISION + '"proposals": [{"moves": [1]}]}', "its moves is"),
+        ("[" * 9000, "recursion"),
+        ('{"kind": "event", "message": "Gr\udcfc\udcdfe"}', "can't decode byte 0xfc"),
+        ('{"kind": "event", "step": ' + "9" * 5000 + "}", "digits"),
+    ],
+)
+def test_a_record_of_another_shape_is_named_and_never_reaches_the_story(tmp_path: Path, line: str, says: str) -> None:
+    path = write(tmp_path, start(0))
+    with path.open("ab") as file:
+        file.write(f'{line}\n{{"kind": "end"}}\n'.encode(errors="surrogateescape"))
+    with pytest.raises(ValueError, match=re.escape(says)) as refusal:
+        list(read_journal(path))
+    assert f"{path}, line 2 is not a journal record: " in str(refusal.value)
+    assert len(str(refusal.value)) < len(str(path)) + 250
+
+
+def test_fields_that_are_left_out_or_null_are_fine(tmp_path: Path) -> None:
+    nothing = {"before": None, "after": None, "evidence": None, "proposals": None, "phase": None}
+    records = [{"kind": "start"}, {"kind": "decision", **nothing}, {"kind": "event"}, {"kind": "new", "before": 3}]
+    write(tmp_path, *records)
+    assert list(read_journal(tmp_path)) == records
+
+
+def test_a_journal_of_a_newer_tts_brain_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, start(0), {**start(10), "format": FORMAT_VERSION + 1})
+    with pytest.raises(ValueError, match=rf"line 2 .*format {FORMAT_VERSION + 1}; .*pip install --upgrade tts-brain"):
+        list(read_journal(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ['{\n  "model": "tacotron2"\n}\n', '{"model": "tacotron2"}', "PK\x03\x04", "epoch 1\n"]
+)
+def test_another_file_is_refused_with_what_to_give(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.json.* give a run folder or a journal\.jsonl"):
+        list(read_journal(tmp_path / "config.json"))
+
+
+def test_a_journal_that_was_only_begun_is_empty(tmp_path: Path) -> None:
+    for text in ("", "{", '{"kind": "sta'):
+        (tmp_path / JOURNAL_NAME).write_text(text)
+        assert list(read_journal(tmp_path)) == []
 
 
 def test_the_journal_is_found_under_a_run_folder(tmp_path: Path) -> None:

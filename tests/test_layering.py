@@ -18,7 +18,7 @@ CORE = ROOT / "tts_brain"
 # A module imports only what stands on a lower line, or its own package.
 RANKS = (
     ("types",),
-    ("config", "journal", "statefile", "corpus"),
+    ("config", "journal", "statefile", "corpus", "arguments"),
     ("context", "attention", "losses"),
     ("feedback",),
     ("agents",),

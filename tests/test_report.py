@@ -291,6 +291,12 @@ def test_the_story_folds_holds_and_marks_what_broke(page: Page) -> None:
     assert "guided_weight host weight / mean text length" in page.text
 
 
+def test_moves_that_were_only_watched_are_not_counted_as_kept() -> None:
+    records = [{**r, "applied": False} if r.get("verdict") == "accept" else r for r in journal()]
+    text = Page(body(ReportData("t", "i", [ArmData("a", "A", journal=records)]))).text
+    assert "4 moves only watched, none made; 1 rollback" in text and "kept" not in text
+
+
 def test_charts_are_valid_plotly(page: Page) -> None:
     assert len(page.json) >= 8
     for spec in page.json:
@@ -315,6 +321,11 @@ def test_hostile_reasons_are_shown_as_text() -> None:
     assert "no sound came out" in text
     assert "still running, or stopped from outside, at step 440" in text
     assert "No journal: this arm ran without the brain or has not started." in text
+
+
+def test_a_number_beyond_every_float_is_shown_as_not_finite() -> None:
+    records = [{**r, "after": {"learning_rate": 10**400}} if r["kind"] == "decision" else r for r in journal(100)]
+    assert "not finite" in body(ReportData("t", "i", [ArmData("a", "A", journal=records)]))
 
 
 def test_missing_parts_are_named() -> None:
@@ -358,6 +369,12 @@ def test_knobs_that_never_moved_get_no_panel() -> None:
     assert {p.title for p in panels} == {"learning_rate", "guided_weight", "gate_weight"}
     assert "grad_clip 100" in still
     assert all(p.spec["layout"]["yaxis"]["type"] == "log" for p in panels)
+
+
+def test_a_knob_that_moved_by_a_rounding_gets_no_panel() -> None:
+    records = [{**r, "after": {"grad_clip": 1 - 3e-14}} if r["kind"] == "decision" else r for r in journal()]
+    records[2] = {**records[2], "before": {"grad_clip": 1.0}}
+    assert knob_panels(ArmData("a", "A", journal=records), 0, 600) == ([], ["grad_clip 1.00"])
 
 
 def test_picture_and_sound_bytes() -> None:

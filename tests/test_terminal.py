@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from tts_brain.cli import main
+from tts_brain.journal import Journal
 from tts_brain.report.terminal import LOG_WIDTH, explain, one_decision
 from tts_brain.types import Decision, Proposal, TrainingPhase, Verdict
 
@@ -69,6 +75,14 @@ def told(records: list[dict[str, Any]], width: int = 120, **options: Any) -> str
     return out.getvalue()
 
 
+def written(folder: Path) -> Path:
+    journal = Journal(folder)
+    for record in run():
+        journal.write(record["kind"], {name: value for name, value in record.items() if name != "kind"})
+    journal.close()
+    return journal.path
+
+
 @pytest.mark.parametrize("width", [60, 120])
 def test_the_story(width: int) -> None:
     text = told(run(), width)
@@ -89,6 +103,23 @@ def test_the_story(width: int) -> None:
         "as at the start: guided_weight 4.50, grad_clip 100",
     ):
         assert words in flat
+
+
+def test_advice_of_each_cause_is_told() -> None:
+    advice = [
+        {"kind": "event", "step": step, "event": "advice", "cause": cause, "message": f"{cause} at {step}"}
+        for step, cause in ((50, "stop_inverted"), (50, "silence"), (90, "silence"), (95, "few_updates"))
+    ]
+    text = told([*run()[:2], *advice, *run()[2:]])
+    assert "!! step 50 · advice: stop_inverted at 50" in text
+    assert "!! steps 50–90 · advice (2 times): silence at 90" in text
+    assert "!! step 95 · advice: few_updates at 95" in text
+
+
+def test_a_knob_that_came_back_but_for_a_rounding_is_as_at_the_start() -> None:
+    text = told([decision(40, "accept", "x", after=1.5), decision(80, "undo", "y", 1 - 3.39e-14, 1.5)])
+    assert "as at the start: learning_rate 1.00" in text and "1.000000" not in text
+    assert "learning_rate 1.000000 → 1.000001" in told([decision(40, "accept", "x", after=1.000001)])
 
 
 def test_holds_one_by_one() -> None:
@@ -191,6 +222,49 @@ def test_watching_only_says_so() -> None:
     text = told([decision(40, "accept", "loss falls", applied=False)])
     assert "only watched; in full mode: moved the knobs" in text
     assert "wanted by learning_rate: learning_rate to 1.50" in text
+    assert "1 move only watched, none made; 0 rollbacks; 0 holds." in text
+    later = [decision(step, "accept", "loss falls", after=1.5, applied=step != 50) for step in (40, 50, 60)]
+    assert "2 moves: 2 kept, 0 taken back; 1 move only watched; 0 rollbacks" in told(later)
+
+
+def test_of_several_runs_the_one_that_is_told_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number, name in enumerate(("old", "n e w" * 30)):
+        path = written(tmp_path / name)
+        os.utime(path, (number, number))
+    for options in ([], ["--step", "40"]):
+        assert main(["explain", str(tmp_path), *options]) == 0
+        assert capsys.readouterr().out.splitlines()[0] == str(path)
+
+
+def test_a_reader_that_has_read_enough_is_no_failure(tmp_path: Path) -> None:
+    """``tts-brain explain RUN | head -2``"""
+    written(tmp_path)
+    reads, writes = os.pipe()
+    os.close(reads)
+    code = "import sys; from tts_brain.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "explain", str(tmp_path)]
+    done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["explian", "run"],
+            "'explian' is no command (did you mean 'explain'?); commands are explain, coqui-train, demo",
+        ),
+        (["explain", "run", "--step", "abc"], "'abc' is not a whole number of 0 or more; write for example 200"),
+        (["explain", "run", "--step", "-5"], "'-5' is not a whole number of 0 or more; write for example 200"),
+    ],
+)
+def test_a_wrong_argument_is_said_with_what_to_write(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
 def test_ascii_only_and_hostile_text() -> None:

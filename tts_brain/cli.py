@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+
+from tts_brain.arguments import whole_number
 
 GROUP = "tts_brain.commands"
 _NEEDS = {
@@ -23,6 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments and arguments[0] in commands:
         return _run_plugin(arguments[0], commands, arguments[1:])
     parser = _parser(sorted(commands))
+    if arguments and not arguments[0].startswith("-") and arguments[0] != "explain":
+        known = ["explain", *sorted(commands)]
+        near = get_close_matches(arguments[0], known, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        parser.error(f"{arguments[0]!r} is no command{hint}; commands are {', '.join(known)}")
     args = parser.parse_args(arguments)
     if args.command is None:
         parser.print_help()
@@ -46,7 +55,9 @@ def _parser(plugins: list[str]) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command")
     explain = commands.add_parser("explain", help="say what the brain did in a run, and why")
     explain.add_argument("run", type=Path, help="a run folder, or a journal.jsonl")
-    explain.add_argument("--step", type=int, help="one decision in full: every proposal with its evidence")
+    explain.add_argument(
+        "--step", type=whole_number(0, 200), help="one decision in full: every proposal with its evidence"
+    )
     explain.add_argument("--holds", action="store_true", help="also each decision that moved nothing")
     return parser
 
@@ -54,14 +65,22 @@ def _parser(plugins: list[str]) -> argparse.ArgumentParser:
 def _explain(args: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from tts_brain.journal import read_journal
+    from tts_brain.journal import find_journal, read_journal
     from tts_brain.report.terminal import explain
 
     try:
-        explain(read_journal(args.run), Console(), show_holds=args.holds, step=args.step)
+        journal = find_journal(args.run)
+        explain(read_journal(journal), Console(), show_holds=args.holds, step=args.step, journal=journal)
+    except BrokenPipeError:
+        _write_no_more()
+    except SystemExit:  # what newer versions of rich make of a broken pipe
+        pass
     except (OSError, ValueError) as error:
         print(f"tts-brain explain: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:
-        return 0
     return 0
+
+
+def _write_no_more() -> None:
+    """Nobody reads on, as behind ``| head``: Python's own flush at its end must not fail as well."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +28,7 @@ _COORDINATION = ("none", "average", "full")
 _GUIDES = (OVER_FRAMES, OVER_SPEECH)
 _TVERSKY = (TVERSKY_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA)
 _SNAPSHOT_PLACES = ("memory", "disk")
+_LINES = " of lines like 'mode: full'"
 _COUNTS = (
     "decide_every",
     "attention_every",
@@ -124,7 +126,8 @@ class BrainConfig:
             )
         _whole("phase_classifier_components", self.phase_classifier_components, 4, 4)
         if not isinstance(self.forecasts, bool):
-            raise ValueError(f"forecasts={self.forecasts!r} is neither true nor false; write forecasts: true")
+            meant = flag_meant(self.forecasts)
+            raise ValueError(f"forecasts={self.forecasts!r} is neither true nor false; write forecasts: {meant}")
         _number("stability_threshold", self.stability_threshold, 0.0, 10.0, open_low=True)
         _number("phase_stickiness", self.phase_stickiness, 0.25, 1.0, open_high=True)
         guided = KNOBS["guided_weight"]
@@ -172,15 +175,18 @@ class BrainConfig:
         """Read a mapping; an unknown key is refused, with the nearest known one.
 
         Raises:
-            ValueError: unknown key, or a value out of range.
+            ValueError: no mapping, an unknown key, or a value out of range.
         """
+        if not isinstance(data, Mapping):
+            mode = data if isinstance(data, str) and data in _MODES else flag_meant(data, "full", "off")
+            raise ValueError(f"{data!r} is no mapping of settings; write {{'mode': {mode!r}}}, or give a BrainConfig")
         known = [f.name for f in fields(cls)]
         for key in data:
             if key not in known:
                 raise ValueError(
                     f"unknown brain key {key!r}{_hint(str(key), known)}; known keys are {', '.join(known)}"
                 )
-        return cls(**{f.name: _coerce(f.name, data[f.name], f.type) for f in fields(cls) if f.name in data})
+        return cls(**{f.name: _coerce(data[f.name], f.type) for f in fields(cls) if f.name in data})
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> BrainConfig:
@@ -192,10 +198,12 @@ class BrainConfig:
         """
         try:
             data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise type(error)(f"{path} cannot be read ({error.strerror}); give a YAML file{_LINES}") from error
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {error}") from error
         if not isinstance(data, dict):
-            raise ValueError(f"{path}: expected lines like 'mode: full', found {type(data).__name__}")
+            raise ValueError(f"{path} holds {type(data).__name__}, no settings; give a YAML file{_LINES}")
         return cls.from_dict(data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -208,37 +216,58 @@ def _hint(word: str, known: Any) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
+def flag_meant(value: Any, true: str = "true", false: str = "false") -> str:
+    """What to write for a flag that was given as ``value``: text such as ``"no"`` means false."""
+    return false if str(value).strip().lower() in ("false", "no", "off", "0") else true
+
+
 def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not known; write {name}={allowed[-1]!r}, or one of {', '.join(allowed)}")
+        near = get_close_matches(str(value), allowed, n=1)
+        instead = near[0] if near else _default(name)
+        raise ValueError(f"{name}={value!r} is not known; write {name}={instead!r}, or one of {', '.join(allowed)}")
 
 
 def _whole(name: str, value: Any, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        default = BrainConfig.__dataclass_fields__[name].default
-        span = f"{low}" if low == high else f"a whole number from {low} to {high}, default {default}"
-        raise ValueError(f"{name}={value!r} is out of range; write {span}")
+    right = isinstance(value, int) and not isinstance(value, bool)
+    if right and low <= value <= high:
+        return
+    span = f"{low}" if low == high else f"a whole number from {low} to {high}, default {_default(name)}"
+    what = "out of range" if right else "not a whole number"
+    raise ValueError(f"{name}={value!r} is {what}; write {_as_whole(name, value, low, high) or span}")
+
+
+def _as_whole(name: str, value: Any, low: int, high: int) -> str:
+    """The line for text and decimals that say a whole number in range: ``"30"`` and ``30.0``."""
+    try:
+        meant = int(value) if isinstance(value, str) or value == int(value) else None
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    good = meant is not None and not isinstance(value, bool) and low <= meant <= high
+    return f"{name}: {meant}" if good else ""
 
 
 def _number(name: str, value: Any, low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> None:
+    right = isinstance(value, int | float) and not isinstance(value, bool) and value == value
     # A comparison, not math.isfinite: that overflows on a whole number beyond every float.
-    good = isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf
-    if good:
+    if right and -math.inf < value < math.inf:
         above = value > low if open_low else value >= low
-        good = above and (value < high if open_high else value <= high)
-    if not good:
-        default = BrainConfig.__dataclass_fields__[name].default
-        span = f"{'above' if open_low else 'from'} {low} {'and under' if open_high else 'to'} {high}"
-        raise ValueError(f"{name}={value!r} is out of range; write a number {span}, default {default}")
+        if above and (value < high if open_high else value <= high):
+            return
+    span = f"{'above' if open_low else 'from'} {low} {'and under' if open_high else 'to'} {high}"
+    what = "out of range" if right else "not a number"
+    raise ValueError(f"{name}={value!r} is {what}; write a number {span}, default {_default(name)}")
 
 
-def _coerce(name: str, value: Any, kind: Any) -> Any:
-    """YAML reads 1e-4 as a string and 5 for 5.0; both mean what they say."""
+def _default(name: str) -> Any:
+    return BrainConfig.__dataclass_fields__[name].default
+
+
+def _coerce(value: Any, kind: Any) -> Any:
+    """YAML reads 1e-4 as a string and 5 for 5.0; both mean what they say. What says no number is refused later."""
     if kind == "float" and isinstance(value, int | str) and not isinstance(value, bool):
-        try:
+        with suppress(ValueError, OverflowError):
             return float(value)
-        except (ValueError, OverflowError):
-            raise ValueError(f"{name}={value!r} is not a number") from None
     if kind == "str" and value is False:  # YAML 1.1 reads a bare `off` as false
         return "off"
     return value

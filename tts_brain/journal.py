@@ -18,10 +18,20 @@ from dataclasses import is_dataclass
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, BinaryIO
 
 JOURNAL_NAME = "journal.jsonl"
 FORMAT_VERSION = 1
+_BEGINS = b'{"kind"'
+_GIVE = f"; give a run folder or a {JOURNAL_NAME}"
+_FIELDS: dict[str, dict[str, type]] = {
+    "start": {"config": dict, "versions": dict},
+    "observation": {"losses": dict, "attention": dict},
+    "decision": {"verdict": str, "phase": str, "before": dict, "after": dict, "evidence": dict, "proposals": list},
+    "proposal": {"moves": dict, "evidence": dict},
+}
+_IN_WORDS = {str: "text", int: "a whole number", dict: "a mapping", list: "a list"}
 _VERSIONS_OF = ("tts-brain", "torch", "coqui-tts", "coqui-tts-trainer", "espnet")
 
 
@@ -104,24 +114,56 @@ def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: no journal there; the message says where it was looked for.
-        ValueError: a line in the middle is not a record.
+        ValueError: a line that is no record, or one of a newer tts-brain; the message names file and line.
     """
     file = find_journal(path)
     records: list[dict[str, Any]] = []
-    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    *lines, torn = file.read_bytes().split(b"\n")
+    if not lines and not torn.startswith(_BEGINS[: len(torn)]):
+        raise ValueError(f"{file} is not a journal{_GIVE}")
     for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            break
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number} is not a journal record: {error}") from error
-        if not isinstance(record, dict) or "kind" not in record:
-            raise ValueError(f"{file}, line {number} is not a journal record: it has no 'kind'")
+            record = _read_record(line)
+        except (ValueError, RecursionError) as error:
+            hint = _GIVE if number == 1 else ""
+            raise ValueError(f"{file}, line {number} is not a journal record: {error}{hint}") from error
         if record["kind"] == "start":
+            if record.get("format", FORMAT_VERSION) > FORMAT_VERSION:
+                raise ValueError(
+                    f"{file}, line {number} was written by a newer tts-brain, in format {record['format']}; this one "
+                    f"reads up to format {FORMAT_VERSION}. Update it: pip install --upgrade tts-brain"
+                )
             records = [r for r in records if r.get("step", 0) <= record.get("step", 0)]
         records.append(record)
     yield from records
+
+
+def _read_record(line: bytes) -> dict[str, Any]:
+    """One line's record, its fields of the types that whoever tells it relies on; ValueError where they are not."""
+    record = json.loads(line.decode("utf-8"))
+    if not isinstance(record, dict) or "kind" not in record:
+        raise ValueError("it has no 'kind'")
+    _check("kind", record["kind"], str)
+    for name in ("step", "format"):
+        if name in record:
+            _check(name, record[name], int)
+    _check_fields(record, _FIELDS.get(record["kind"], {}))
+    for proposal in record.get("proposals") or () if record["kind"] == "decision" else ():
+        _check("proposal", proposal, dict)
+        _check_fields(proposal, _FIELDS["proposal"])
+    return record
+
+
+def _check_fields(record: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    """A field that is left out, or null, is fine."""
+    for name, kind in types.items():
+        if record.get(name) is not None:
+            _check(name, record[name], kind)
+
+
+def _check(name: str, value: Any, kind: type) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"its {name} is {shorten(json.dumps(value), 60)}, not {_IN_WORDS[kind]}")
 
 
 def find_journal(path: str | Path) -> Path:

@@ -61,7 +61,7 @@ def attach(trainer: Trainer, config: BrainConfig | Mapping[str, Any] | None = No
         OSError: the run folder cannot be written.
     """
     if not isinstance(config, BrainConfig):
-        config = BrainConfig.from_dict(config or {})
+        config = BrainConfig.from_dict({} if config is None else config)
     existing = getattr(trainer, "brain", None)
     if existing is not None:
         return existing

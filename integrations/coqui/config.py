@@ -18,7 +18,7 @@ from TTS.tts.configs.tacotron2_config import Tacotron2Config
 from TTS.tts.configs.tacotron_config import TacotronConfig
 from TTS.tts.models.base_tacotron import BaseTacotron
 
-from tts_brain.config import BrainConfig
+from tts_brain.config import BrainConfig, flag_meant
 
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 _FLAG = "--coqpit.brain."
@@ -32,16 +32,17 @@ class _Section(Coqpit):
         """Read ``true``, ``false`` or a mapping; a mapping that does not say ``enabled`` means it.
 
         Raises:
-            ValueError: an unknown key, or a value out of range.
+            ValueError: an unknown key, a value out of range, or an ``enabled`` that is neither true nor false.
         """
         if isinstance(data, cls):
+            _flag(data.enabled)
             return data
         if data is None or isinstance(data, bool):
             return cls(enabled=bool(data))
         if not isinstance(data, Mapping):
             raise ValueError(f"brain={data!r}: write true, false, or a mapping of settings such as {{'mode': 'full'}}")
         settings = {k: v for k, v in data.items() if k != "enabled"}
-        return cls(enabled=bool(data.get("enabled", True)), **BrainConfig.from_dict(settings).to_dict())
+        return cls(enabled=_flag(data.get("enabled", True)), **BrainConfig.from_dict(settings).to_dict())
 
     def to_brain(self) -> BrainConfig:
         """The core's settings.
@@ -50,6 +51,13 @@ class _Section(Coqpit):
             ValueError: a value out of range, also one set after reading.
         """
         return BrainConfig.from_dict({f.name: getattr(self, f.name) for f in fields(BrainConfig)})
+
+
+def _flag(value: Any) -> bool:
+    """Text is refused, not taken for true: ``"false"`` would switch the brain on."""
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f'brain.enabled={value!r} is neither true nor false; write "enabled": {flag_meant(value)}')
+    return bool(value)
 
 
 BrainSection = make_dataclass(

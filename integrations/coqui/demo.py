@@ -15,11 +15,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from tts_brain.arguments import ready_for, whole_number
 from tts_brain.corpus import CorpusError, load_ljspeech
 from tts_brain.report.html import write_report
+from tts_brain.report.story import count
 from tts_brain_coqui.demo_report import as_json, report_data, summarise, table
 
 _DEFAULT_STEPS = 110
+_POSITIVE = whole_number(1, 200)
 _GRACE_S = 20
 
 
@@ -28,12 +31,14 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     console = Console()
     try:
+        if args.json:
+            ready_for(args.json)
         data = _corpus(args.data, console)
+        arms = _arms(args, data, len(load_ljspeech(data)))
         out = empty_folder(args.out)
     except (CorpusError, OSError, ImportError, RuntimeError) as error:
         print(f"tts-brain demo: {error}", file=sys.stderr)
         return 2
-    arms = _arms(args, data, len(load_ljspeech(data)))
     started = time.monotonic()
     stopped = _train(arms, out, args.jobs, console)
     minutes = (time.monotonic() - started) / 60
@@ -45,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     if args.json:
         names = ("steps", "seed", "batch_size", "reduction_factor", "host_schedule")
         result = as_json({name: getattr(args, name) for name in names}, arms, summary, data)
+        args.json.parent.mkdir(parents=True, exist_ok=True)  # --out may have put it aside with an earlier demo
         args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     failed = [name for name in arms if summary[name]["steps"] < args.steps and not stopped]
     for name in failed:
@@ -57,13 +63,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="tts-brain demo", description=__doc__)
     add = parser.add_argument
     add("--data", type=Path, help="a corpus in LJSpeech layout, wav or flac; without it, espeak-ng speech is made")
-    add("--steps", type=_positive, default=_DEFAULT_STEPS, help="optimizer steps per arm (%(default)s)")
+    add("--steps", type=_POSITIVE, default=_DEFAULT_STEPS, help="optimizer steps per arm (%(default)s)")
     add("--out", type=Path, default=Path("demo"), help="where everything is written (%(default)s/)")
     add("--json", type=Path, help="also write the table to this file")
-    add("--seed", type=int, default=0, help="of weights, data order and dropout (%(default)s)")
-    add("--batch-size", type=_positive, default=16, help="clips per step (%(default)s)")
-    add("--reduction-factor", type=_positive, default=5, help="mel frames per decoder step (%(default)s)")
-    add("--jobs", type=_positive, default=min(2, os.cpu_count() or 1), help="arms at a time (%(default)s)")
+    add("--seed", type=whole_number(0, 1), default=0, help="of weights, data order and dropout (%(default)s)")
+    add("--batch-size", type=_POSITIVE, default=16, help="clips per step (%(default)s)")
+    add("--reduction-factor", type=_POSITIVE, default=5, help="mel frames per decoder step (%(default)s)")
+    add("--jobs", type=_POSITIVE, default=min(2, os.cpu_count() or 1), help="arms at a time (%(default)s)")
     add(
         "--host-schedule",
         action="store_true",
@@ -71,12 +77,6 @@ def _parser() -> argparse.ArgumentParser:
         "without it both run at a constant 1e-3, which makes a stronger default",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more; write for example 200")
-    return int(text)
 
 
 def _corpus(folder: Path | None, console: Console) -> Path:
@@ -102,13 +102,15 @@ def empty_folder(folder: Path) -> Path:
 
 
 def _arms(args: argparse.Namespace, data: Path, clips: int) -> dict[str, dict[str, Any]]:
+    held_out = max(2, min(12, clips // 8))
+    _check_enough(data, clips, held_out, args.batch_size)
     common = {
         "data": str(data.resolve()),
         "steps": args.steps,
         "seed": args.seed,
         "batch_size": args.batch_size,
         "reduction_factor": args.reduction_factor,
-        "held_out": max(2, min(12, clips // 8)),
+        "held_out": held_out,
         "measure_every": max(5, 5 * round(args.steps / 60)),
         "config": {} if args.host_schedule else {"lr": 1e-3, "lr_scheduler": None},
     }
@@ -116,6 +118,17 @@ def _arms(args: argparse.Namespace, data: Path, clips: int) -> dict[str, dict[st
         "default": {"name": "default", "label": "Coqui's defaults", "brain": False, **common},
         "brain": {"name": "brain", "label": "with the brain", "brain": True, **common},
     }
+
+
+def _check_enough(data: Path, clips: int, held_out: int, batch_size: int) -> None:
+    """One batch at least beside the clips that are held out; with less the table would be of nothing."""
+    if clips >= held_out + batch_size:
+        return
+    remedy = f", or write --batch-size {clips - held_out}" if clips > held_out else ""
+    raise CorpusError(
+        f"{data} holds {count(clips, 'clip')}; a batch of {batch_size} and {held_out} that are held out take "
+        f"{held_out + batch_size}. Give a corpus of so many{remedy}"
+    )
 
 
 def _train(arms: dict[str, dict[str, Any]], out: Path, jobs: int, console: Console) -> bool:

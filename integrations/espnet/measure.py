@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tts_brain.arguments import ready_for, whole_number
+
 _SHOWN = ("diagonality", "focus", "coverage", "attention_diag")
 
 
@@ -22,6 +24,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger().setLevel(logging.ERROR)
     rows = []
     try:
+        if args.json is not None:
+            ready_for(args.json)
         for run in args.runs:
             rows.append(_row(run, args.model, args.clips, args.limit, speak=not args.no_speech))
     except (OSError, ValueError) as error:
@@ -38,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("runs", nargs="+", type=Path, help="folders that hold config.yaml and the model")
     parser.add_argument("--clips", type=Path, default=Path("dump/raw/eval"), help="dump folder of held-out clips")
     parser.add_argument("--model", default="latest.pth", help="model file in each folder (latest.pth)")
-    parser.add_argument("--limit", type=int, help="only the first so many clips")
+    parser.add_argument("--limit", type=whole_number(1, 12), help="only the first so many clips")
     parser.add_argument("--no-speech", action="store_true", help="leave out free-running synthesis")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     return parser
@@ -55,6 +59,8 @@ def _row(run: Path, model_name: str, folder: Path, limit: int | None, *, speak: 
     from tts_brain_espnet.probe import Probe, clips, load_model
 
     probe = Probe(clips(config, folder, limit))
+    if not len(probe):
+        raise ValueError(f"{folder} holds no clips; give --clips a dump folder such as dump/raw/eval")
     model = load_model(config, model_file)
     held_out = probe.held_out(model)
     row = {"run": run.name, "model": model_name, "clips": len(probe), "l1": held_out.l1}

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from tts_brain.attention.metrics import measure, report
 from tts_brain.pytorch.heldout import SPEAKS_LENGTH, HeldOut, Spoken, masked_l1, speaks, undisturbed
 
 _BATCH = 16
+_NEEDED = ("tts", "token_list", "valid_data_path_and_name_and_type")
+_GIVE = "give the folder of a finished run, whose config.yaml ESPnet wrote"
 _EXTRAS = ("spembs", "sids", "lids")
 
 
@@ -78,6 +81,7 @@ def clips(train_config: Path, folder: Path, limit: int | None = None) -> list[di
 
     Raises:
         FileNotFoundError: a file of ``folder`` is missing.
+        ValueError: ``train_config`` is of no run.
     """
     for name in ("text", "wav.scp"):
         if not (folder / name).is_file():
@@ -131,16 +135,32 @@ def load_model(train_config: Path, model_file: Path) -> AbsESPnetModel:
     """A Tacotron2 of a run.
 
     Raises:
-        ValueError: another model.
+        ValueError: another model, or a file that holds none.
     """
-    model, _ = TTSTask.build_model_from_file(str(train_config), str(model_file), "cpu")
+    _arguments(train_config)
+    try:
+        model, _ = TTSTask.build_model_from_file(str(train_config), str(model_file), "cpu")
+    except OSError:  # a file that the config names; the message says which
+        raise
+    except Exception as error:
+        why = shorten(f"{type(error).__name__}: {error}", 200)
+        raise ValueError(
+            f"{model_file} is no model of the run of {train_config} ({why}); give --model a file such as latest.pth"
+        ) from error
     if not isinstance(getattr(model, "tts", None), Tacotron2):
         raise ValueError(f"{train_config} is of a run of {type(model.tts).__name__}; only Tacotron2 has attention here")
     return model
 
 
 def _arguments(train_config: Path) -> argparse.Namespace:
-    return argparse.Namespace(**yaml.safe_load(train_config.read_text(encoding="utf-8")))
+    try:
+        read = yaml.safe_load(train_config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{train_config} is not YAML ({shorten(str(error), 200)}); {_GIVE}") from error
+    missing = [name for name in _NEEDED if not isinstance(read, dict) or name not in read]
+    if missing:
+        raise ValueError(f"{train_config} is not of an ESPnet TTS run, it has no {', '.join(missing)}; {_GIVE}")
+    return argparse.Namespace(**read)
 
 
 def _features(model: AbsESPnetModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ out ``tts_brain_espnet.tts_train`` to whoever asks for ``espnet2.bin.tts_train``
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shutil
 import sys
@@ -30,7 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 127
     os.environ["PYTHONPATH"] = os.pathsep.join([_startup_folder(), *filter(None, [os.environ.get("PYTHONPATH")])])
     sys.stdout.flush()
-    return os.execvp(command[0], command)  # does not come back
+    try:
+        return os.execvp(command[0], command)  # does not come back
+    except OSError as error:
+        remedy = "give it a first line such as #!/bin/sh, or write: tts-brain run -- sh " + command[0]
+        why = f"{command[0]!r} cannot be run ({error.strerror})"
+        print(f"tts-brain run: {why}" + (f"; {remedy}" if error.errno == errno.ENOEXEC else ""), file=sys.stderr)
+        return 126
 
 
 def _startup_folder() -> str:

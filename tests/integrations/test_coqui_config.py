@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from TTS.config import load_config
 from TTS.tts.configs.fast_pitch_config import FastPitchConfig
 
 from tts_brain.config import BrainConfig
-from tts_brain_coqui import BrainSection, Tacotron2Config, TacotronConfig, attach, detach, install
+from tts_brain_coqui import BrainSection, Tacotron2Config, TacotronConfig, attach, detach, install, train
 
 ON: dict[str, tuple[Any, str]] = {
     "true": (True, "full"),
@@ -160,6 +161,18 @@ def test_other_types_are_refused(brain: Any) -> None:
         Tacotron2Config(brain=brain)
 
 
+@pytest.mark.parametrize(
+    ("enabled", "meant"), [("false", "false"), ("true", "true"), ("off", "false"), (0, "false"), (1, "true")]
+)
+def test_text_does_not_switch_the_brain_on(enabled: Any, meant: str, tmp_path: Path) -> None:
+    says = f'brain.enabled={enabled!r} is neither true nor false; write "enabled": {meant}'
+    with pytest.raises(ValueError, match=re.escape(says)):
+        load_config(written(tmp_path, {"enabled": enabled}))
+    with pytest.raises(ValueError, match=re.escape(says)):
+        Tacotron2Config(brain=BrainSection(enabled=enabled))
+    assert Tacotron2Config(brain={"enabled": None}).brain.enabled is False
+
+
 def test_installing_twice_changes_nothing() -> None:
     from TTS.tts.models.base_tacotron import BaseTacotron
 
@@ -176,6 +189,53 @@ def test_hosts_fields_and_checks_are_kept() -> None:
     assert config == Tacotron2Config() and config != Tacotron2Config(r=3)
     with pytest.raises(AssertionError, match="first scheduled gradual training"):
         Tacotron2Config(r=2, gradual_training=[[0, 7, 8]])
+
+
+# tts-brain coqui-train
+
+
+def trains(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """``tts-brain coqui-train``, up to where the host begins; 0 when it is let begin."""
+    monkeypatch.setattr("TTS.bin.train_tts.main", lambda arguments: None)
+    monkeypatch.setattr(sys, "argv", [])
+    return train.main(list(arguments))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "no configuration; give --config_path config.json, or --continue_path"),
+        (("--config_path", "nowhere.json"), "nowhere.json is missing; give --config_path"),
+        (("--config_path", "."), ". is a folder; give --config_path"),
+        (("--continue_path", "no_run"), "no_run/config.json is missing"),
+        (("--config_path", "list.json"), "list.json: "),
+        (("--config_path", "torn.json"), "torn.json: "),
+        (("--config_path", "bad.json"), "bad.json: decide_every=0 is out of range; write a whole number from 1"),
+        (("--config_path", "good.json", "--coqpit.brain.decide_every", "0"), "good.json: decide_every=0 is out of"),
+        (("--config_path", "good.json", "--coqpit.brain.decide_evry", "5"), "did you mean --coqpit.brain.decide_every"),
+    ],
+)
+def test_what_cannot_be_trained_with_is_one_line(
+    arguments: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    written(tmp_path, {"decide_every": 0}).rename(tmp_path / "bad.json")
+    written(tmp_path, True).rename(tmp_path / "good.json")
+    (tmp_path / "list.json").write_text("[1]")
+    (tmp_path / "torn.json").write_text('{"model": ')
+    monkeypatch.chdir(tmp_path)
+    assert trains(monkeypatch, *arguments) == 2
+    text = capsys.readouterr().err
+    assert text.startswith("tts-brain coqui-train: ") and says in text and len(text.splitlines()) == 1
+
+
+def test_what_can_be_trained_with_reaches_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(written(tmp_path, True, r=7))
+    assert trains(monkeypatch, "--config_path", path, "--coqpit.brain.mode", "observe", "--coqpit.lr", "0.5") == 0
+    assert trains(monkeypatch, "--continue_path", str(tmp_path), "--coqpit.brain.mode", "off") == 0
 
 
 # attach and detach
@@ -219,6 +279,9 @@ def test_attach_refuses_what_it_cannot_do(corpus: Path, tmp_path: Path) -> None:
     trainer = make_trainer(make_config(corpus, tmp_path, **ADAM), steps=1)
     with pytest.raises(ValueError, match="did you mean 'decide_every'"):
         attach(trainer, {"decide_evry": 3})
+    for settings in (True, False, 5, "observe"):
+        with pytest.raises(ValueError, match=f"{settings!r} is no mapping of settings; write {{'mode': "):
+            attach(trainer, settings)  # type: ignore[arg-type]
     assert attach(trainer, {"mode": "off"}) is None
     trainer.criterion = [object()]
     with pytest.raises(ValueError, match=r"steers Tacotron and Tacotron2; this model's loss is object.*brain=False"):

@@ -30,7 +30,7 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def demo(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("demo") / "out"
     arguments = ["demo", "--data", str(clips), "--steps", "10", "--batch-size", "2", "--reduction-factor", "7"]
-    assert main([*arguments, "--out", str(out), "--json", str(out.parent / "table.json")]) == 0
+    assert main([*arguments, "--out", str(out), "--json", str(out.parent / "new" / "table.json")]) == 0
     return out
 
 
@@ -42,7 +42,7 @@ def test_both_arms_start_alike_and_take_the_same_batches(demo: Path):
 
 
 def test_the_table_is_written(demo: Path):
-    result = json.loads((demo.parent / "table.json").read_text(encoding="utf-8"))
+    result = json.loads((demo.parent / "new" / "table.json").read_text(encoding="utf-8"))
     assert result["settings"]["steps"] == 10
     for arm in result["arms"].values():
         assert arm["steps"] == 10
@@ -85,18 +85,48 @@ def test_an_earlier_demo_is_kept(demo: Path, tmp_path: Path):
     [
         (["--data", "nowhere/at/all"], "nowhere/at/all"),
         (["--steps", "0"], "whole number of 1 or more"),
+        (["--seed", "-1"], "'-1' is not a whole number of 0 or more"),
+        (
+            ["--batch-size", "22"],
+            "holds 24 clips; a batch of 22 and 3 that are held out take 25. Give a corpus",
+        ),
+        (["--batch-size", "22"], "or write --batch-size 21"),
         (["--out", "/dev/null/demo"], "/dev/null"),
+        (["--json", "/dev/null/table.json"], "/dev/null/table.json cannot be written"),
+        (["--json", "."], ". cannot be written (Is a directory); give a file, such as"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(
-    arguments: list[str], message: str, clips: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tts_brain_coqui.demo._train", lambda *_: pytest.fail("training was begun"))
     try:
         status = main(["demo", "--data", str(clips), *arguments])
     except SystemExit as stop:
         status = int(stop.code or 0)
     assert status == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_corpus_of_one_clip_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "wavs").mkdir()
+    (tmp_path / "wavs" / "a.wav").touch()
+    (tmp_path / "metadata.csv").write_text("a|One clip.\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tts_brain_coqui.demo._train", lambda *_: pytest.fail("training was begun"))
+    assert main(["demo", "--data", ".", "--batch-size", "1"]) == 2
+    assert "holds 1 clip; a batch of 1 and 2 that are held out take 3. Give a corpus of so many\n" in (
+        capsys.readouterr().err
+    )
+    assert not (tmp_path / "demo").exists()
 
 
 def test_the_recipe_trains_with_one_flag(clips: Path, tmp_path: Path):

@@ -169,3 +169,16 @@ def test_no_command_is_explained(arguments: list[str], says: str, capsys: pytest
 def test_a_command_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command.main(["--", "./no-such-recipe.sh"]) == 127
     assert "'./no-such-recipe.sh' is no command that can be run" in capsys.readouterr().err
+
+
+def test_a_script_that_does_not_say_what_runs_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "noshebang.sh"
+    script.write_text("echo ran\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert run_command.main(["--", str(script)]) == 126
+    text = capsys.readouterr().err
+    assert f"tts-brain run: '{script}' cannot be run (Exec format error); give it a first line such as" in text
+    assert len(text.splitlines()) == 1

@@ -58,7 +58,7 @@ def test_free_running_stops_at_twice_the_reference(run: Run, espnet_data: Data) 
 def test_the_command_prints_both_and_writes_json(
     run: Run, espnet_data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = tmp_path / "figures.json"
+    file = tmp_path / "new" / "figures.json"
     folder = str(espnet_data.folder)
     arguments = [str(run.path), str(run.path), "--clips", folder, "--limit", "2", "--json", str(file)]
     assert measure.main(arguments) == 0
@@ -91,3 +91,45 @@ def test_what_is_missing_is_named(
     arguments = [str(run.path / run_folder), "--clips", str(espnet_data.folder / clip_folder)]
     assert measure.main(arguments) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    run: Run, espnet_data: Data, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "_row", lambda *_, **__: pytest.fail("measuring was begun"))
+    assert measure.main([str(run.path), "--clips", str(espnet_data.folder), "--json", "/dev/null/figures.json"]) == 2
+    assert "/dev/null/figures.json cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_a_limit_that_leaves_no_clip_is_refused(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        measure.main(["run", f"--limit={limit}"])
+    assert stop.value.code == 2
+    assert f"'{limit}' is not a whole number of 1 or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ("tts: [\n", "config.yaml is not YAML ("),
+        ("- tts\n", "config.yaml is not of an ESPnet TTS run, it has no tts, token_list"),
+        ("tts: tacotron2\n", "it has no token_list, valid_data_path_and_name_and_type; give the folder"),
+        ("7: x\n", "it has no tts"),
+    ],
+)
+def test_a_config_of_no_run_is_named(
+    config: str, says: str, espnet_data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text(config)
+    (tmp_path / "latest.pth").touch()
+    assert measure.main([str(tmp_path), "--clips", str(espnet_data.folder)]) == 2
+    text = capsys.readouterr().err
+    assert says in text and str(tmp_path) in text and len(text.splitlines()) == 1
+
+
+def test_a_file_that_is_no_model_is_named(run: Run, espnet_data: Data, capsys: pytest.CaptureFixture[str]) -> None:
+    (run.path / "notes.log").write_text("[epoch 1] not a model\n")
+    assert measure.main([str(run.path), "--clips", str(espnet_data.folder), "--model", "notes.log"]) == 2
+    text = capsys.readouterr().err
+    assert "notes.log is no model of the run of" in text and "--model" in text and len(text.splitlines()) == 1

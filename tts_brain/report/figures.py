@@ -19,6 +19,7 @@ from tts_brain.report.story import (
     clean,
     count,
     decisions,
+    is_seen,
     knob_series,
     knob_text,
     number_text,
@@ -95,7 +96,7 @@ def knob_panels(arm: ArmData, index: int, last_step: float) -> tuple[list[Panel]
     marks = [_mark(step) for step in rollback_steps(arm.journal)]
     for knob, points in knob_series(arm.journal).items():
         values = [value for _, value in points if math.isfinite(value)]
-        if not values or min(values) == max(values):
+        if not values or not is_seen(min(values), max(values)):
             still.append(f"{clean(knob)} {knob_text(points[-1][1])}")
             continue
         curve = Curve(points)

@@ -13,6 +13,7 @@ from tts_brain.types import Verdict
 Record = Mapping[str, Any]
 
 NOT_FINITE = "not finite"
+_DIGITS = range(3, 8)
 _BIDI_CONTROLS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -40,9 +41,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """How often what happened."""
+    """How often what happened; ``watched`` are moves that were written down and not made, as in ``observe`` mode."""
 
     moves: int
+    watched: int
     undone: int
     rollbacks: int
     holds: int
@@ -51,11 +53,18 @@ class Tally:
 
     def sentence(self) -> str:
         """For people, for example ``5 moves: 4 kept, 1 taken back; 1 rollback; 40 holds``."""
-        parts = [f"{count(self.moves, 'move')}: {max(0, self.moves - self.undone)} kept, {self.undone} taken back"]
+        parts = self._moves_in_words()
         parts += [count(self.rollbacks, "rollback"), count(self.holds, "hold")]
         parts += [count(self.skipped, "skipped gradient")] if self.skipped else []
         parts += [count(self.faults, "fault")] if self.faults else []
         return "; ".join(parts)
+
+    def _moves_in_words(self) -> list[str]:
+        watched = [f"{count(self.watched, 'move')} only watched"] if self.watched else []
+        if watched and not self.moves:
+            return [f"{watched[0]}, none made"]
+        kept = max(0, self.moves - self.undone)
+        return [f"{count(self.moves, 'move')}: {kept} kept, {self.undone} taken back", *watched]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +100,8 @@ def _group(record: Record) -> tuple[str, ...]:
     if kind == "event":
         # A rollback is too important to share a line.
         name = str(record.get("event"))
-        return (kind, name, str(record.get("step"))) if name == "rollback" else (kind, name)
+        # Advice of another cause is another thing to mend.
+        return (kind, name, str(record.get("step" if name == "rollback" else "cause")))
     return (kind,)
 
 
@@ -104,9 +114,11 @@ def tally(records: Sequence[Record]) -> Tally:
     """Count moves, undos and the rest. A rollback may stand as a decision and as an event: it counts once."""
     verdicts = [r.get("verdict") for r in decisions(records)]
     events = [r.get("event") for r in records if r.get("kind") == "event"]
+    made = [r.get("verdict") for r in decisions(records) if r.get("applied", True)].count("accept")
     rolled = {step_of(r) for r in records if r.get("verdict") == "roll_back" or r.get("event") == "rollback"}
     return Tally(
-        moves=verdicts.count("accept"),
+        moves=made,
+        watched=verdicts.count("accept") - made,
         undone=verdicts.count("undo"),
         rollbacks=len(rolled),
         holds=verdicts.count("hold"),
@@ -154,11 +166,16 @@ def move_text(move: tuple[str, float, float]) -> str:
 
 def change_text(old: Any, new: Any) -> str:
     """``1.00 → 1.50``, with as many digits as it takes to see the difference."""
-    for digits in range(3, 8):
+    for digits in _DIGITS:
         texts = knob_text(old, digits), knob_text(new, digits)
         if texts[0] != texts[1]:
             break
     return f"{texts[0]} → {texts[1]}"
+
+
+def is_seen(old: Any, new: Any) -> bool:
+    """Does ``change_text`` show a difference? A knob that went and came back may be one rounding off."""
+    return knob_text(old, _DIGITS[-1]) != knob_text(new, _DIGITS[-1])
 
 
 def verdict_text(record: Record) -> str:
@@ -199,7 +216,7 @@ def number(value: Any) -> float:
     """A float from a journal field: also from ``"nan"``; NaN from anything that is no number."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -17,6 +18,7 @@ from tts_brain.report.story import (
     decisions,
     evidence_text,
     fold,
+    is_seen,
     knob_series,
     knob_text,
     move_text,
@@ -56,9 +58,22 @@ def one_decision(record: Record | Decision, *, encoding: str = "utf-8") -> str:
     return speakable("\n".join([head, *why]), encoding)
 
 
-def explain(records: Iterable[Record], console: Console, *, show_holds: bool = False, step: int | None = None) -> None:
-    """Print a journal as a story; with ``step`` print all that is known of the decision taken there."""
+def explain(
+    records: Iterable[Record],
+    console: Console,
+    *,
+    show_holds: bool = False,
+    step: int | None = None,
+    journal: Path | None = None,
+) -> None:
+    """Print a journal as a story; with ``step`` print all that is known of the decision taken there.
+
+    ``journal`` is printed above: of several runs below a folder, the reader is told which one this is.
+    """
     story = list(records)
+    if journal is not None:
+        # In one line however long, to be copied.
+        console.print(Text(speakable(clean(journal), console.encoding), "dim"), soft_wrap=True)
     if not story:
         _say(console, "The journal is empty: the run wrote nothing yet.")
     elif step is None:
@@ -133,8 +148,8 @@ def _closing(console: Console, story: Sequence[Record]) -> None:
     runs = [f"{phase_text(run.phase)} {run.first}–{run.last}" for run in phase_runs(story)]
     _say(console, f"Phases by step: {', '.join(runs)}.")
     ends = {knob: (points[0][1], points[-1][1]) for knob, points in knob_series(story).items()}
-    moved = [(knob, old, new) for knob, (old, new) in ends.items() if old != new]
-    still = [f"{clean(knob)} {knob_text(new)}" for knob, (old, new) in ends.items() if old == new]
+    moved = [(knob, old, new) for knob, (old, new) in ends.items() if is_seen(old, new)]
+    still = [f"{clean(knob)} {knob_text(new)}" for knob, (old, new) in ends.items() if not is_seen(old, new)]
     for move in moved:
         unit = KNOBS[move[0]].unit if move[0] in KNOBS else "unknown unit"
         _say(console, f"{move_text(move)}  ({unit})", indent=4)
