@@ -149,6 +149,14 @@ def load_model(train_config: Path, model_file: Path) -> AbsESPnetModel:
         ) from error
     if not isinstance(getattr(model, "tts", None), Tacotron2):
         raise ValueError(f"{train_config} is of a run of {type(model.tts).__name__}; only Tacotron2 has attention here")
+    # The host takes whatever tensors it finds, none at all too, and leaves the others as they were drawn.
+    stored = torch.load(model_file, map_location="cpu", weights_only=False)
+    missing = [name for name, _ in model.named_parameters() if name not in stored.get("module", stored)]
+    if missing:
+        raise ValueError(
+            f"{model_file} lacks {len(missing)} weights of the model, {missing[0]} first (checkpoint.pth holds a whole "
+            "run, and no weights at its top); give --model a file such as latest.pth"
+        )
     return model
 
 

@@ -133,3 +133,12 @@ def test_a_file_that_is_no_model_is_named(run: Run, espnet_data: Data, capsys: p
     assert measure.main([str(run.path), "--clips", str(espnet_data.folder), "--model", "notes.log"]) == 2
     text = capsys.readouterr().err
     assert "notes.log is no model of the run of" in text and "--model" in text and len(text.splitlines()) == 1
+
+
+def test_a_checkpoint_of_a_whole_run_is_not_measured_as_an_untrained_model(
+    run: Run, espnet_data: Data, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (run.path / "checkpoint.pth").exists()
+    assert measure.main([str(run.path), "--clips", str(espnet_data.folder), "--model", "checkpoint.pth"]) == 2
+    text = capsys.readouterr().err
+    assert "checkpoint.pth lacks" in text and "latest.pth" in text and len(text.splitlines()) == 1
