@@ -37,7 +37,7 @@ def assert_watched(trainer: Any, steps: int) -> None:
     assert [o["step"] for o in observed] == list(range(1, steps + 1))
     for observation in observed:
         assert all(math.isfinite(value) for value in observation["losses"].values())
-        assert 0.0 <= observation["attention"]["attention_diag"] <= 1.0
+        assert 0.0 <= observation["attention"]["attention_diag"] < 0.5, "not taken for a model that was trained before"
         assert observation["grad_norm"] > 0
     assert [d["step"] for d in records(trainer, "decision")] == list(range(1, steps + 1))
     assert_finite(trainer)

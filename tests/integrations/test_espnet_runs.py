@@ -41,6 +41,8 @@ def test_every_tacotron2_is_steered(name: str, espnet_data: Data, tmp_path: Path
     seen = run.records("observation")
     assert [o["step"] for o in seen] == list(range(1, 7))
     assert all(o["attention"] is not None and all(isinstance(v, float) for v in o["losses"].values()) for o in seen)
+    # Whatever its attention is made like, it is not taken for a model that was trained before.
+    assert max(o["attention"]["attention_diag"] for o in seen) < 0.5
     assert not run.events("fault")
     moved = {name for d in run.records("decision") for name in d["after"] if d["after"][name] != d["before"][name]}
     assert "forward_sum_weight" in moved and "gate_weight" in moved
