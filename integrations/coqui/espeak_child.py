@@ -1,6 +1,7 @@
 """Run as a script by `espeak_corpus`: reads one sentence per line, answers each with its speech.
 
-Answer: the number of bytes (4 bytes, little-endian), then 22050 Hz 16-bit mono PCM. Arguments: library, data folder.
+Answer: the number of bytes (4 bytes, little-endian), then 22050 Hz 16-bit mono PCM. Arguments: library, data folder,
+name of the voice.
 
 A process of its own, because espeak-ng keeps state between sentences that even `espeak_Terminate` leaves behind: the
 same sentence gives other samples the second time. A new process always starts from the same state. It also keeps
@@ -13,7 +14,6 @@ import sys
 from collections.abc import Callable
 
 SAMPLE_RATE_HZ = 22050
-VOICE = b"en-us"
 WORDS_PER_MINUTE = 165
 
 # Values from espeak-ng's speak_lib.h.
@@ -24,7 +24,7 @@ POSITION_CHARACTER = 1
 CHARS_UTF8 = 1
 
 
-def open_voice(library: str, data: str) -> Callable[[str], bytes]:
+def open_voice(library: str, data: str, voice: str) -> Callable[[str], bytes]:
     """Load espeak-ng and give a function from one sentence to its PCM bytes.
 
     Raises RuntimeError if espeak-ng refuses the data, the voice or (in the function) the sentence.
@@ -43,8 +43,8 @@ def open_voice(library: str, data: str) -> Callable[[str], bytes]:
     if rate_hz != SAMPLE_RATE_HZ:
         raise RuntimeError(f"espeak_Initialize gave {rate_hz}, expected {SAMPLE_RATE_HZ} Hz, with the data in {data}")
     espeak.espeak_SetSynthCallback(callback)
-    if espeak.espeak_SetVoiceByName(VOICE) != 0:
-        raise RuntimeError(f"espeak-ng has no voice {VOICE.decode()!r} in {data}")
+    if espeak.espeak_SetVoiceByName(voice.encode()) != 0:
+        raise RuntimeError(f"espeak-ng has no voice {voice!r} in {data}")
     espeak.espeak_SetParameter(PARAMETER_RATE, WORDS_PER_MINUTE, 0)
 
     # The default keeps the callback alive as long as the function: espeak-ng holds a bare pointer to it.
@@ -59,8 +59,8 @@ def open_voice(library: str, data: str) -> Callable[[str], bytes]:
     return speak
 
 
-def main(library: str, data: str) -> None:
-    speak = open_voice(library, data)
+def main(library: str, data: str, voice: str) -> None:
+    speak = open_voice(library, data, voice)
     for line in sys.stdin.buffer:
         pcm = speak(line.decode().strip())
         sys.stdout.buffer.write(struct.pack("<I", len(pcm)) + pcm)
@@ -68,4 +68,4 @@ def main(library: str, data: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

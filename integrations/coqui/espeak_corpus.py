@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tts_brain_coqui.espeak_sentences import sentences
 
 SAMPLE_RATE_HZ = 22050
+VOICE = "en-us"
 MIN_S, MAX_S = 0.8, 2.3
 EDGE_S = 0.03  # silence kept at each end; longer edges keep attention from forming
 SILENCE = 0.005  # of the clip's peak; espeak-ng's pauses are exact zeros, its weakest final "f" is not
@@ -54,8 +55,12 @@ def _loader() -> Any:
 
 
 @contextmanager
-def _speaker() -> Iterator[Speak]:
-    """A fresh espeak-ng process as a function from a sentence to PCM bytes (see espeak_child for the why)."""
+def speaker(voice: str = VOICE) -> Iterator[Speak]:
+    """A fresh espeak-ng process as a function from a sentence to PCM bytes (see espeak_child for the why).
+
+    Raises ImportError without espeakng_loader; the function raises RuntimeError where espeak-ng fails, also for a voice
+    that it lacks.
+    """
     loader = _loader()
     data = Path(loader.get_data_path())
     child_file = Path(__file__).with_name("espeak_child.py")
@@ -63,7 +68,7 @@ def _speaker() -> Iterator[Speak]:
         if len(os.fsencode(data)) > 140:  # espeak-ng holds the path in 160 bytes and looks elsewhere if it is longer
             data = Path(shutil.copytree(data, Path(short) / "espeak-ng-data"))
         # -I -S: the child needs the standard library only, and no setting of the user's may change its output.
-        command = [sys.executable, "-I", "-S", str(child_file), loader.get_library_path(), str(data)]
+        command = [sys.executable, "-I", "-S", str(child_file), loader.get_library_path(), str(data), voice]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors) as child:
             assert child.stdin is not None and child.stdout is not None
             to_child, from_child = child.stdin, child.stdout
@@ -92,7 +97,7 @@ def _speaker() -> Iterator[Speak]:
                     to_child.close()
 
 
-def _clip(pcm: bytes) -> NDArray[np.int16]:
+def clip(pcm: bytes) -> NDArray[np.int16]:
     """Trim both edges to at most EDGE_S of silence and bring the peak to PEAK (by MAX_GAIN at most)."""
     samples = np.frombuffer(pcm, dtype="<i2").astype(np.float64)
     peak = float(np.abs(samples).max(initial=0.0))
@@ -154,9 +159,9 @@ def _write(folder: Path, wanted: dict[str, int], progress: Callable[[int, int], 
     clips = wanted["clips"]
     (folder / "wavs").mkdir()
     lines: list[str] = []
-    with _speaker() as speak:
+    with speaker() as speak:
         for text in sentences(wanted["seed"]):
-            samples = _clip(speak(text))
+            samples = clip(speak(text))
             if not MIN_S <= len(samples) / SAMPLE_RATE_HZ <= MAX_S:
                 continue
             name = f"espeak_{len(lines):05d}"
