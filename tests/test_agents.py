@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from simulated_run import context, falling, report
 
 from tts_brain.agents import Agent, GuidedAttentionAgent, LearningRateAgent, LossBalanceAgent, build_agents
-from tts_brain.agents.learning_rate import BEGIN, RAISE, SEARCH, RecentLowest
+from tts_brain.agents.learning_rate import RAISE, SEARCH, RecentLowest
 from tts_brain.attention.supervisor import DynamicAttentionSupervisor
 from tts_brain.config import BrainConfig
 from tts_brain.feedback.kalman import MetricFilter
@@ -152,11 +152,8 @@ def test_beyond_the_usual_rate_a_steep_fall_is_worth_twice_the_rate_and_a_sure_o
     assert wishes == pytest.approx([SEARCH, RAISE, 1.0])
 
 
-def test_up_to_the_usual_rate_the_search_doubles_it_and_fourfold_before_attention_forms() -> None:
-    low = {"loss_z": 0.0, "learning_rate": MAX_RATE / 16}
-    forming = rate_wish(LearningRateAgent(MAX_RATE), phase=TrainingPhase.ALIGNMENT_LEARNING, **low)
-    assert forming == pytest.approx(SEARCH)
-    assert rate_wish(LearningRateAgent(MAX_RATE), phase=TrainingPhase.PRE_ALIGNMENT, **low) == pytest.approx(BEGIN)
+def test_up_to_the_usual_rate_the_search_doubles_it() -> None:
+    assert rate_wish(LearningRateAgent(MAX_RATE), loss_z=0.0, learning_rate=MAX_RATE / 8) == pytest.approx(SEARCH)
 
 
 def test_beyond_the_usual_rate_it_goes_on_only_while_the_loss_surely_falls() -> None:
@@ -311,7 +308,7 @@ def test_a_rate_far_too_low_is_doubled() -> None:
 
 def test_in_doubt_between_two_phases_the_move_is_half_as_large() -> None:
     doubt = rate_wish(LearningRateAgent(), phase_posterior=(0.5, 0.5, 0.0, 0.0), certainty=0.5)
-    assert 1.0 < doubt == pytest.approx(BEGIN**0.75)
+    assert 1.0 < doubt == pytest.approx(SEARCH**0.75)
 
 
 def estimate(slope: float, slope_std: float = 0.01, count: int = 50, level: float = 1.0) -> FilterReport:
@@ -350,7 +347,7 @@ def test_the_rate_is_never_raised_above_the_highest(seen, multiplier: float, hur
     wanted = agent.propose(seen, {LEARNING_RATE: multiplier}).moves.get(LEARNING_RATE, multiplier)
     if wanted > multiplier:
         assert wanted * seen.learning_rate <= min([MAX_RATE, *hurt]) * (1 + 1e-9)
-    assert wanted <= multiplier * (SEARCH if seen.phase.index else BEGIN) * (1 + 1e-9)
+    assert wanted <= multiplier * SEARCH * (1 + 1e-9)
 
 
 def test_a_schedule_that_carries_the_raised_rate_too_high_is_answered_but_the_hosts_own_rate_is_not() -> None:
@@ -443,7 +440,7 @@ def test_a_model_found_trained_is_not_trained_at_more_than_the_hosts_rate(
     found = {"found_trained": True, "learning_rate": host, "update_ratio": 1e-5, "attention_diag": 0.7, "phase": phase}
     agent = LearningRateAgent()
     assert rate_wish(agent, loss_z=z, **found) <= 1.0
-    assert rate_wish(agent, loss_z=-9.0, **found, multiplier=0.25) in (0.5, 1.0), "what was cut comes back"
+    assert rate_wish(agent, loss_z=-9.0, **found, multiplier=0.25) == pytest.approx(0.5), "what was cut comes back"
     proposal = agent.propose(context(loss_z=-9.0, **found), {LEARNING_RATE: 1.0})
     assert "the host's own rate, for a model trained before, allows" in proposal.reason
     assert rate_wish(LearningRateAgent(), loss_z=z, **found | {"found_trained": False}) > 1.0 or z == 0.0

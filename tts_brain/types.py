@@ -197,7 +197,7 @@ KNOBS: Mapping[str, Knob] = MappingProxyType(
     {
         knob.name: knob
         for knob in (
-            Knob(LEARNING_RATE, "multiplier of the host's rate", 1.0, 1 / 64, 64.0, 4.0),
+            Knob(LEARNING_RATE, "multiplier of the host's rate", 1.0, 1 / 64, 64.0, 2.0),
             # Normalised: loss per unit of mean penalty per frame. Host weight = value * tokens per utterance.
             Knob(GUIDED_WEIGHT, "host weight / mean text length", None, 0.005, 20.0, 1.16, 4.5),
             Knob(GUIDED_SIGMA, "width of the guide, relative to the text", None, 0.1, 0.6, 1.15),

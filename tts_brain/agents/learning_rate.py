@@ -1,12 +1,11 @@
 """The rate: raised while the loss falls and the gradients are calm, lowered when they are not.
 
 The rate is the strongest lever on the loss (FACTS, pilot runs), and the fixed one is picked by luck. The agent is a
-search with undo: it raises the rate fourfold while no alignment forms yet, then doubles it, later raises it by half;
-the monitor compares what follows with what came before, and a raise that hurt is taken back and remembered as a
-ceiling. While there is no alignment to lose, a higher rate is tried unless the loss rises (a range test, Smith 2017),
-up to a usual one; beyond it, or later, only while the loss surely falls. A rate that proves too high later, as the loss
-jumps up and stays, or comes down no further, is a ceiling too. Once there is an alignment to hold, a rate above the
-usual comes back to it.
+search with undo: it doubles the rate, later raises it by half, the monitor compares what follows with what came before,
+and a raise that hurt is taken back and remembered as a ceiling. While there is no alignment to lose, a higher rate is
+tried unless the loss rises (a range test, Smith 2017), up to a usual one; beyond it, or later, only while the loss
+surely falls. A rate that proves too high later, as the loss jumps up and stays, or comes down no further, is a ceiling
+too. Once there is an alignment to hold, a rate above the usual comes back to it.
 
 A host's own schedule goes on below the multiplier. Where it climbs, it does not carry the rate beyond what the search
 has come to; where it falls, that counts as an ease. A model that was trained before is not searched at all: its rate is
@@ -34,8 +33,6 @@ from tts_brain.types import (
 
 RAISE = 1.5
 SEARCH = 2.0
-# Below the usual rate, before attention forms: decisions at a rate that is too low are what the beginning costs.
-BEGIN = 4.0
 LOWER = 0.7
 EASE = 0.85
 _SMALLEST_RAISE = 1.1
@@ -220,9 +217,8 @@ class LearningRateAgent:
         timid = context.update_ratio < _TIMID_UPDATE_RATIO
         # Up to the usual rate each decision that is lost to a lower one is lost to the alignment too.
         fast = timid or (_searching(context) and (rate < self._usual or z < _STEEP))
-        begins = rate < self._usual and context.phase is TrainingPhase.PRE_ALIGNMENT
         # Two phases with equal odds: half the way, in logarithms.
-        wish = (BEGIN if begins else SEARCH if fast else RAISE) ** (0.5 + 0.5 * context.certainty)
+        wish = (SEARCH if fast else RAISE) ** (0.5 + 0.5 * context.certainty)
         factor = min(wish, limit / rate)
         if factor < 1.0 / _TOLERANCE:
             return 1.0, f"{rate:.1e} is above {name}, {limit:.1e}, and stays while the loss does not rise"

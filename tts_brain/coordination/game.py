@@ -9,8 +9,7 @@ What agent i gains by the joint move of shares s:
     u_i(s) = wish_i s_i + Σ_c w_ic need_c E_c(s) + relief calm(s)
              - price stir_i s_i (Σ_(j≠i) stir_j s_j + (1 - need_i) stir_i s_i)
 
-    wish_i    size of its proposal: Σ |move| / log ratio of its knobs, where ratio is the most that one decision may do;
-              of the rate, a doubling, so that the fourfold raise of a run's beginning strains as two moves
+    wish_i    size of its proposal: Σ |move| / log max_ratio of its knobs
     stir_i    that size without what calms: the rate or the clip lowered
     calm(s)   Σ_j s_j (wish_j - stir_j)
     E_c(s)    tanh(Σ_j s_j e_cj): e_cj is what the learned effects expect of j's whole proposal within 20 steps. Means
@@ -37,7 +36,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tts_brain.agents import GuidedAttentionAgent
-from tts_brain.agents.learning_rate import SEARCH
 from tts_brain.coordination.criteria import ATTENTION_QUALITY, CONVERGENCE, GRADIENT_HEALTH, Criteria
 from tts_brain.types import GRAD_CLIP, KNOBS, LEARNING_RATE, TrainingContext
 
@@ -45,7 +43,6 @@ Vector = NDArray[np.float64]
 Wishes = Mapping[str, Mapping[str, float]]
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
-_WHOLE = {LEARNING_RATE: SEARCH}
 _CALM_WHEN_LOWERED = (LEARNING_RATE, GRAD_CLIP)
 _RELIEF, _PRICE_OF_SPIKES, _PRICE_OF_DOUBT = 2.0, 4.0, 1.0
 _OF_ANOTHER = 0.5
@@ -115,8 +112,8 @@ def _candidates(wish: Mapping[str, float]) -> tuple[float, ...]:
 
 
 def movement(moves: Mapping[str, float]) -> float:
-    """Size of a move in whole moves: Σ |move| / log ratio, as above."""
-    return math.fsum(abs(move) / math.log(_WHOLE.get(knob, KNOBS[knob].max_ratio)) for knob, move in moves.items())
+    """Size of a move in whole moves: Σ |move| / log max_ratio."""
+    return math.fsum(abs(move) / math.log(KNOBS[knob].max_ratio) for knob, move in moves.items())
 
 
 def stirring(moves: Mapping[str, float]) -> dict[str, float]:

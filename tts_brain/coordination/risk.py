@@ -145,7 +145,7 @@ class RiskAssessor:
         key = _kind(name, move)
         undone, kept = self._undone.get(key, 0.0), self._kept.get(key, 0.0)
         base = (_PRIOR_BAD + undone) / (_PRIOR_BAD + _PRIOR_GOOD + undone + kept)
-        size = min(abs(move) / _whole(name), 1.0)
+        size = min(abs(move) / math.log(min(KNOBS[name].max_ratio, _WHOLE)), 1.0)
         probability = min(1.0, base * size * (1.0 + 5.0 * context.grad_spikes * (move > 0.0)))
         way = "up" if move > 0.0 else "down"
         return Risk(probability, f"{name} {way}: about {undone:.0f} of {undone + kept:.0f} such moves hurt")
@@ -159,11 +159,11 @@ class RiskAssessor:
         self._trust = min(self._trust / _MEMORY, 1.0)
 
     def learn(self, moves: Mapping[str, tuple[float, float]], *, kept: bool) -> None:
-        """Take in how a move ended; those under a tenth of a whole one are not blamed nor credited."""
+        """Take in how a move ended; moves under a tenth of ``max_ratio`` are not blamed nor credited."""
         self._trust = min(self._trust * 2.0, 1.0) if kept else max(self._trust / 2.0, _LEAST_TRUST)
         for name, (old, new) in moves.items():
             move = KNOBS[name].move(old, new)
-            if abs(move) < 0.1 * _whole(name):
+            if abs(move) < 0.1 * math.log(KNOBS[name].max_ratio):
                 continue
             book = self._kept if kept else self._undone
             key = _kind(name, move)
@@ -177,10 +177,6 @@ class RiskAssessor:
         if not _LEAST_TRUST <= trust <= 1.0:
             raise ValueError(f"trust in moves is {trust}; write {_LEAST_TRUST} to 1")
         self._kept, self._undone, self._trust = kept, undone, trust
-
-
-def _whole(knob: str) -> float:
-    return math.log(min(KNOBS[knob].max_ratio, _WHOLE))
 
 
 def added(outlook: Outlook) -> float:
