@@ -190,7 +190,7 @@ def test_the_sums_of_rescue_are_those_of_the_rows() -> None:
 def test_every_cell_of_noharm_is_that_of_the_rows() -> None:
     (table,) = tables("### `noharm`: from the best constants")
     groups = summary.by_arm(rows_of("noharm-kathleen-en-us"))
-    assert set(groups) == {"static g100 lr0.002 fs0.1", "brain at static g100 lr0.002 fs0.1"}
+    assert set(groups) == {"static g300 lr0.01 fs0.2", "brain at static g300 lr0.01 fs0.2"}
     said = []
     for arm, group in sorted(groups.items()):
         column = "with the brain" if arm.startswith("brain") else "constants: aligned at, L1, attention_diag at the end"
