@@ -207,6 +207,18 @@ def test_every_cell_of_noharm_is_that_of_the_rows() -> None:
     assert f"{said[1]} runs holds with the brain, {said[3]} without" in text
 
 
+def test_every_cell_of_the_other_languages_is_that_of_the_rows() -> None:
+    (table,) = tables("### Other languages")
+    columns = {"default": "default", "static g300 lr0.01 fs0.2": "constants", "brain": "brain"}
+    for language, cells in table.items():
+        groups = summary.by_arm(rows_of(f"align-languages-{language}"))
+        assert set(groups) == set(columns)
+        for arm, column in columns.items():
+            (row,) = groups[arm]
+            at = "never" if row["aligned_step"] is None else row["aligned_step"]
+            assert cells[column] == f"{at}, {row['l1']:.3f}, {row['speaks']:.2f}, {row['mcd']:.1f}", (language, arm)
+
+
 def test_lowest_attention_after_aligning_is_that_of_the_rows() -> None:
     for corpus, best in (
         ("kathleen-en-us", "static g300 lr0.01 fs0.2"),

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from simulated_run import (
     EVENTFUL,
@@ -192,6 +192,7 @@ def proposals(decisions: list[Decision]) -> list[list[dict[str, float]]]:
 
 @settings(max_examples=2, deadline=None)
 @given(seeds, st.sampled_from([2.0**-12, 4.0, 2.0**12]))
+@example(131072, 2.0**-12)
 def test_the_unit_of_the_losses_changes_no_decision(seed: int, scale: float) -> None:
     was, now = (drive(make_manager(), observations(EVENTFUL, seed, s)) for s in (1.0, scale))
     assert plain(now) == plain(was)

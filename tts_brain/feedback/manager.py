@@ -142,27 +142,27 @@ class FeedbackLoopManager:
         # Without a level at the move (the losses had just begun anew) only gradients and attention can be judged.
         blind = math.isnan(trial.loss_level)
         helped = self._helped(trial, context)
+        said = {"helped": round(helped, 6)}  # the last digits hang on the loss's unit, and no record of a decision may
         seen_for = context.step - trial.step
         # Before there is an alignment to lose, half a trial without harm is enough: the search of the rate is what
         # the way to the first alignment waits for.
         length = self._trial_steps if context.phase.index else (self._trial_steps + 1) // 2
         if helped < _HELPED_NOT and 2 * seen_for >= self._trial_steps:
-            return Judgement(False, f"the loss falls less for the move (helped: {helped:.0%})", {"helped": helped})
+            return Judgement(False, f"the loss falls less for the move (helped: {helped:.0%})", said)
         if seen_for < length or (len(after) < _FEWEST and not blind):
             return Judgement(None, "too early to judge the last move", {})
         z = math.nan if blind else _rise_z(trial, after)
-        evidence = {"loss_change_z": z, "spikes_before": trial.grad_spikes, "spikes_after": context.grad_spikes}
-        evidence["helped"] = helped
+        said |= {"loss_change_z": round(z, 6), "spikes_before": trial.grad_spikes, "spikes_after": context.grad_spikes}
         if z > _HARM_Z:
-            return Judgement(False, f"the loss is higher after the move than before (z {z:+.1f})", evidence)
+            return Judgement(False, f"the loss is higher after the move than before (z {z:+.1f})", said)
         if context.grad_spikes > trial.grad_spikes + _SPIKES_MORE:
-            return Judgement(False, "gradients spike since the move", evidence)
+            return Judgement(False, "gradients spike since the move", said)
         now = math.nan if context.attention is None else context.attention.attention_diag
-        evidence |= {"attention_before": trial.attention_diag, "attention_after": now}
+        said |= {"attention_before": trial.attention_diag, "attention_after": now}
         if trial.attention_diag - now > _ATTENTION_LOST:
-            return Judgement(False, f"attention_diag fell {trial.attention_diag:.2f} → {now:.2f}", evidence)
+            return Judgement(False, f"attention_diag fell {trial.attention_diag:.2f} → {now:.2f}", said)
         seen = "the losses began anew" if blind else f"the loss after the move is no higher (z {z:+.1f})"
-        return Judgement(True, f"{seen}, gradients and attention are no worse", evidence)
+        return Judgement(True, f"{seen}, gradients and attention are no worse", said)
 
     def _helped(self, trial: Trial, context: TrainingContext) -> float:
         """Probability that the move of the rate made the loss fall faster; 0.5 where that cannot be said.
