@@ -53,6 +53,7 @@ def make(folder: Path, language: str, clips: int) -> None:
 
     Raises:
         FileExistsError: there is something of that name.
+        ImportError: Faker or espeakng_loader is not there.
         RuntimeError: espeak-ng fails.
     """
     voice, locale = LANGUAGES[language]
