@@ -11,22 +11,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-import wave
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from tts_brain_coqui.espeak_corpus import SAMPLE_RATE_HZ, clip, speaker
+from tts_brain_coqui.espeak_corpus import write_clips
 
 # espeak-ng's voice and Faker's words.
 LANGUAGES = {
     "de": ("de", "de_DE"),
     "ru": ("ru", "ru_RU"),
     "es": ("es", "es_ES"),
-    "fr": ("fr-fr", "fr_FR"),
-    "pl": ("pl", "pl_PL"),
     "zh": ("cmn", "zh_CN"),
 }
 MIN_S, MAX_S = 1.0, 4.0
@@ -60,20 +57,10 @@ def make(folder: Path, language: str, clips: int) -> None:
     if folder.exists():
         raise FileExistsError(f"{folder} is there already; delete it, or give another folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=folder.parent) as temporary, speaker(voice) as speak:
-        new, lines = Path(temporary) / "new", []
-        (new / "wavs").mkdir(parents=True)
-        for text in texts(locale):
-            samples = clip(speak(text))
-            if MIN_S <= len(samples) / SAMPLE_RATE_HZ <= MAX_S:
-                name = f"{language}_{len(lines):05d}"
-                with wave.open(str(new / "wavs" / f"{name}.wav"), "wb") as out:
-                    out.setparams((1, 2, SAMPLE_RATE_HZ, len(samples), "NONE", "not compressed"))
-                    out.writeframes(samples.tobytes())
-                lines.append(f"{name}|{text}|{text}\n")
-            if len(lines) == clips:
-                break
-        (new / "metadata.csv").write_text("".join(lines), encoding="utf-8")
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        new = Path(temporary) / "new"
+        new.mkdir()
+        write_clips(new, texts(locale), clips, name=language, voice=voice, min_s=MIN_S, max_s=MAX_S)
         new.rename(folder)
 
 

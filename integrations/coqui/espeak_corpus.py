@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -55,12 +55,8 @@ def _loader() -> Any:
 
 
 @contextmanager
-def speaker(voice: str = VOICE) -> Iterator[Speak]:
-    """A fresh espeak-ng process as a function from a sentence to PCM bytes (see espeak_child for the why).
-
-    Raises ImportError without espeakng_loader; the function raises RuntimeError where espeak-ng fails, also for a voice
-    that it lacks.
-    """
+def _speaker(voice: str) -> Iterator[Speak]:
+    """A fresh espeak-ng process as a function from a sentence to PCM bytes (see espeak_child for the why)."""
     loader = _loader()
     data = Path(loader.get_data_path())
     child_file = Path(__file__).with_name("espeak_child.py")
@@ -97,7 +93,7 @@ def speaker(voice: str = VOICE) -> Iterator[Speak]:
                     to_child.close()
 
 
-def clip(pcm: bytes) -> NDArray[np.int16]:
+def _clip(pcm: bytes) -> NDArray[np.int16]:
     """Trim both edges to at most EDGE_S of silence and bring the peak to PEAK (by MAX_GAIN at most)."""
     samples = np.frombuffer(pcm, dtype="<i2").astype(np.float64)
     peak = float(np.abs(samples).max(initial=0.0))
@@ -155,25 +151,43 @@ def _is_finished(folder: Path, wanted: dict[str, int]) -> bool:
     return True
 
 
-def _write(folder: Path, wanted: dict[str, int], progress: Callable[[int, int], None] | None) -> None:
-    clips = wanted["clips"]
+def write_clips(
+    folder: Path,
+    texts: Iterable[str],
+    clips: int,
+    *,
+    name: str = "espeak",
+    voice: str = VOICE,
+    min_s: float = MIN_S,
+    max_s: float = MAX_S,
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Speak texts, leave out those that last less than `min_s` or more than `max_s` seconds, and write the first
+    `clips` of the others into an empty folder, LJSpeech layout.
+
+    Raises ImportError without espeakng_loader, RuntimeError where espeak-ng fails, also for a voice that it lacks.
+    """
     (folder / "wavs").mkdir()
     lines: list[str] = []
-    with speaker() as speak:
-        for text in sentences(wanted["seed"]):
-            samples = clip(speak(text))
-            if not MIN_S <= len(samples) / SAMPLE_RATE_HZ <= MAX_S:
+    with _speaker(voice) as speak:
+        for text in texts:
+            samples = _clip(speak(text))
+            if not min_s <= len(samples) / SAMPLE_RATE_HZ <= max_s:
                 continue
-            name = f"espeak_{len(lines):05d}"
-            with wave.open(str(folder / "wavs" / f"{name}.wav"), "wb") as out:
+            clip = f"{name}_{len(lines):05d}"
+            with wave.open(str(folder / "wavs" / f"{clip}.wav"), "wb") as out:
                 out.setparams((1, 2, SAMPLE_RATE_HZ, len(samples), "NONE", "not compressed"))
                 out.writeframes(samples.tobytes())
-            lines.append(f"{name}|{text}|{text}\n")
+            lines.append(f"{clip}|{text}|{text}\n")
             if progress is not None:
                 progress(len(lines), clips)
             if len(lines) == clips:
                 break
     (folder / "metadata.csv").write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
+def _write(folder: Path, wanted: dict[str, int], progress: Callable[[int, int], None] | None) -> None:
+    write_clips(folder, sentences(wanted["seed"]), wanted["clips"], progress=progress)
     mark = wanted | {"espeakng_loader": version("espeakng-loader"), "digest": _digest(folder)}
     (folder / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="utf-8", newline="\n")
 
