@@ -65,7 +65,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", choices=NAMES)
     parser.add_argument("--data", type=Path, default=SHARED / "kathleen-en-us", help="LJSpeech layout, wav or flac")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument(
+        "--first-seed", type=int, default=0, help="the tables of the docs begin at 0; choose what you tune on higher"
+    )
     parser.add_argument("--steps", type=int)
     parser.add_argument("--arms", help="comma-separated; default: all. Also the parts of overhead and components")
     parser.add_argument(
@@ -115,7 +118,7 @@ def _cells(args: argparse.Namespace) -> int:
     )
     if args.quick:
         setting = replace(setting, **(QUICK | ({"steps": args.steps} if args.steps else {})))
-    seeds = 1 if args.quick else args.seeds
+    seeds = range(args.first_seed, args.first_seed + (1 if args.quick else args.seeds))
     if args.name == "rescue":
         starts = _starts(args, BAD_STARTS)
         todo = rescue_cells(corpus, setting, seeds, arms, starts)
@@ -148,12 +151,16 @@ def _starts(args: argparse.Namespace, known: Iterable[str]) -> list[str]:
 
 
 def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
-    from bench.plans import ARMS, AT, GRID, POPULATIONS, arms_of, oracle
+    from bench.plans import ANY_CONSTANTS, ARMS, AT, GRID, POPULATIONS, arm_name, arms_of, oracle
     from bench.store import Store
     from bench.summary import of_one_setting
 
     if args.arms:
-        arms = tuple(name.strip() for name in args.arms.split(","))
+        try:
+            arms = tuple(arm_name(name.strip()) for name in args.arms.split(","))
+        except KeyError as unknown:
+            known = "\n  ".join([ANY_CONSTANTS, *ARMS, *POPULATIONS])
+            raise Refused(f"no arm {unknown}; known are:\n  {known}") from None
     elif args.name in ("noharm", "rescue"):
         path = _rows(args, corpus, "align")
         rows, others = of_one_setting(row for row in Store(path).rows() if row["arm"] in GRID)
@@ -166,9 +173,6 @@ def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
         arms = (best, AT + best) if args.name == "noharm" else ("default", best, "brain")
     else:
         arms = QUICK_ARMS if args.quick else arms_of(args.name)
-    unknown = [arm for arm in arms if arm not in ARMS and arm not in POPULATIONS]
-    if unknown:
-        raise Refused(f"no arm {unknown[0]!r}; known are:\n  " + "\n  ".join([*ARMS, *POPULATIONS]))
     if any(arm in POPULATIONS for arm in arms) and find_spec("ray") is None:
         if args.arms:
             raise Refused("the arms pbt need Ray: uv pip install -e '.[bench,pbt]'")

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,7 +29,19 @@ from bench import figures, overhead, summary
 from bench.arms import Brain, Plain
 from bench.data import collate, load
 from bench.host import Measured, Training
-from bench.plans import ARMS, AT, BLIND, BRAINS, GRID, POPULATIONS, arms_of, cells, oracle
+from bench.plans import (
+    ARMS,
+    AT,
+    BLIND,
+    BRAINS,
+    GRID,
+    POPULATIONS,
+    arm_name,
+    arms_of,
+    cells,
+    make_arm,
+    oracle,
+)
 from bench.speech import distortion
 from bench.store import Cell, Store
 from tts_brain.corpus import CorpusError
@@ -156,7 +169,7 @@ def test_distortion_is_zero_for_the_same_and_free_of_pace_and_loudness() -> None
 
 def test_cells_have_stable_keys_and_a_cut_off_row_is_run_again(tmp_path: Path) -> None:
     setting = tiny_setting()
-    todo = cells("align", "tiny", setting, 2, ["default", "brain"])
+    todo = cells("align", "tiny", setting, range(2), ["default", "brain"])
     assert [(c.seed, c.arm) for c in todo] == [(0, "default"), (0, "brain"), (1, "default"), (1, "brain")]
     assert len({c.key for c in todo}) == 4
     assert todo[0].key == Cell("align", "default", 0, "tiny", dict(reversed(setting.to_dict().items()))).key
@@ -266,6 +279,32 @@ def test_every_arm_of_every_benchmark_is_known() -> None:
         assert set(arms_of(name)) <= {*ARMS, *POPULATIONS}
     assert set(arms_of("autofix150")) == {"autofix", "default", "brain"}
     assert arms_of("align")[0] == "default" and len(arms_of("align")) == len(set(arms_of("align")))
+
+
+@pytest.mark.parametrize("said", ["static g30.0 lr1e-2 fs.5", "static g30 lr0.01 fs0.5"])
+def test_constants_off_the_grid_have_one_name_and_are_what_it_says(said: str) -> None:
+    assert arm_name(said) == "static g30 lr0.01 fs0.5" not in ARMS
+    arm, brain = make_arm(arm_name(said)), make_arm(arm_name(AT + said))
+    assert isinstance(arm, Plain) and isinstance(brain, Brain)
+    assert (arm.guided, arm.rate, arm.forward_sum, arm.over_speech) == (30.0, 0.01, 0.5, False)
+    assert (brain.guided, brain.rate, brain.forward_sum) == (30.0, 0.01, 0.5)
+    speech = make_arm(arm_name("static g0 lr0.01 speech"))
+    assert isinstance(speech, Plain) and (speech.guided, speech.over_speech) == (0.0, True)
+    assert all(arm_name(name) == name for name in (*ARMS, *POPULATIONS))
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["static", "static g1", "static g1 lr0", "static g-1 lr0.1", "static g1 lrnan", "static g1 lr.1 fsx", "none"],
+)
+def test_what_is_no_arm_is_refused_with_what_to_write(said: str) -> None:
+    with pytest.raises(KeyError, match=re.escape(repr(said))):
+        arm_name(said)
+    run = [sys.executable, str(BENCHMARKS / "run.py"), "align", "--arms", said]
+    if said in ("static g1 lrnan", "none"):  # one word of each kind through the command
+        done = subprocess.run(run, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 2 and f"no arm {said!r}" in done.stderr
+        assert "static g300 lr0.01 fs0.5" in done.stderr
 
 
 def test_the_oracle_is_the_best_constant_and_nothing_else() -> None:

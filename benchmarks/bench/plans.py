@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from statistics import median
@@ -51,13 +53,16 @@ def static_name(guided: float, rate: float, forward_sum: float = 0.0, over_speec
     return f"static g{guided:g} lr{rate:g}{also}{' speech' if over_speech else ''}"
 
 
+def _point(guided: float, rate: float, forward_sum: float, over_speech: bool) -> dict[str, Any]:
+    return {"guided": guided, "rate": rate, "forward_sum": forward_sum, "over_speech": over_speech}
+
+
 def _grid() -> dict[str, dict[str, Any]]:
     points = [(guided, rate, 0.0, False) for guided in GUIDED for rate in RATES]
     points += [(guided, rate, weight, False) for guided, rate, weight in FORWARD_SUMS]
     points += [(guided, 2e-3, weight, True) for guided, weight in OVER_SPEECH]
-    names = ("guided", "rate", "forward_sum", "over_speech")
     # The first is the host's default.
-    return {static_name(*point): dict(zip(names, point, strict=True)) for point in points[1:]}
+    return {static_name(*point): _point(*point) for point in points[1:]}
 
 
 BRAINS: dict[str, dict[str, Any]] = {
@@ -119,17 +124,54 @@ ARMS: dict[str, Callable[[], Arm]] = {
 }
 
 
-def cells(benchmark: str, data: str, setting: Setting, seeds: int, arms: Iterable[str]) -> list[Cell]:
+_CONSTANTS = re.compile(rf"({AT})?static g(\S+) lr(\S+?)(?: fs(\S+?))?( speech)?")
+ANY_CONSTANTS = "static g300 lr0.01 fs0.5, with any numbers (guided weight, rate, forward-sum); 'brain at ' that"
+
+
+def arm_name(said: str) -> str:
+    """The name that the rows of an arm bear, from what was asked for: constants are not bound to the grid.
+
+    Raises:
+        KeyError: there is no such arm.
+    """
+    if said in ARMS or said in POPULATIONS:
+        return said
+    at, point = _own_constants(said)
+    return at + static_name(**point)
+
+
+def make_arm(name: str) -> Arm:
+    """The arm of a name, ready to be attached. Raises KeyError when there is none, or when it needs a population."""
+    if name in ARMS:
+        return ARMS[name]()
+    at, point = _own_constants(name)
+    return Brain(**_at(point)) if at else Plain(**point)
+
+
+def _own_constants(said: str) -> tuple[str, dict[str, Any]]:
+    found = _CONSTANTS.fullmatch(said)
+    try:
+        guided, rate, forward_sum = (float(text or 0.0) for text in found.group(2, 3, 4)) if found else (math.nan,) * 3
+    except ValueError:
+        raise KeyError(said) from None
+    if not found or not (0.0 <= guided < math.inf and 0.0 < rate < math.inf and 0.0 <= forward_sum < math.inf):
+        raise KeyError(said)
+    return found.group(1) or "", _point(guided, rate, forward_sum, found.group(5) is not None)
+
+
+def cells(benchmark: str, data: str, setting: Setting, seeds: Iterable[int], arms: Iterable[str]) -> list[Cell]:
     """All cells, seed by seed, so that a benchmark that is stopped has whole comparisons."""
-    return [Cell(benchmark, arm, seed, data, setting.to_dict()) for seed in range(seeds) for arm in arms]
+    return [Cell(benchmark, arm, seed, data, setting.to_dict()) for seed in seeds for arm in arms]
 
 
-def rescue_cells(data: str, setting: Setting, seeds: int, arms: Iterable[str], starts: Iterable[str]) -> list[Cell]:
+def rescue_cells(
+    data: str, setting: Setting, seeds: Iterable[int], arms: Iterable[str], starts: Iterable[str]
+) -> list[Cell]:
     """Each arm's clean run, then start by start, so that what is there can be compared when it is stopped."""
     arms = tuple(arms)
     return [
         Cell("rescue", arm, seed, data, setting.to_dict(), start)
-        for seed in range(seeds)
+        for seed in seeds
         for start in ("", *starts)
         for arm in arms
     ]

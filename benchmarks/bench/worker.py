@@ -23,7 +23,7 @@ from bench.bad_starts import BAD_STARTS
 from bench.data import Corpus, load
 from bench.figures import figures
 from bench.host import Measured, Training
-from bench.plans import ARMS, POPULATIONS
+from bench.plans import POPULATIONS, make_arm
 from bench.population import pbt
 from bench.setting import Setting
 from bench.told import named
@@ -105,7 +105,7 @@ def _one(
     folder: Path,
     progress: Callable[[int, Measured | None], None],
 ) -> dict[str, Any]:
-    arm = ARMS[job["arm"]]()
+    arm = make_arm(job["arm"])
     start = BAD_STARTS[job["start"]] if job.get("start") else None
     if start is not None:
         setting, corpus, arm = start.setting(setting), start.corpus(corpus, seed), start.arm(arm)
