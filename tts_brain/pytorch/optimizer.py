@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tts_brain.pytorch.moments import HalfMoments, lost_to_half
+
 _WATCHED_TENSORS = 4
 _WATCHED_SIZE = 2_000_000
 # Values of each that are asked whether half precision holds them: of so many in float32 some never are.
@@ -56,7 +58,8 @@ class OptimizerTap:
         self._optimizer = optimizer
         self._guard = guard
         self._on_fault = on_fault
-        self._rates: list[Any] | None = None
+        self._moments: HalfMoments | None = None
+        self._turned: list[tuple[dict[str, Any], str, Any]] = []  # group, name, the host's value
         self._left_out = False
         self._watch = False
         self._before: list[tuple[Tensor, Tensor]] = []
@@ -84,21 +87,36 @@ class OptimizerTap:
         kept_in, self._kept_in = self._kept_in, None
         return kept_in
 
+    def hold_moments(self) -> bool:
+        """Keep Adam's moments from being lost in float16, from the next step on (``HalfMoments``).
+
+        Returns:
+            True when they were being lost, and nothing was done about it before.
+        """
+        if not self._guard or self._moments is not None or not lost_to_half(self._optimizer):
+            return False
+        self._moments = HalfMoments(self._optimizer)
+        return True
+
     def release(self) -> None:
         """Back to the host's own behaviour, hooks left in place: a fault must not leave a rate multiplied."""
         self._guard = False
         self.rate_multiplier = 1.0
         self.clip_norm = math.inf
+        moments, self._moments = self._moments, None
+        if moments is not None:
+            moments.release()
 
     def detach(self) -> None:
         """Take the hooks off."""
-        self._put_rates_back()
+        self._put_back()
+        self.release()
         for handle in self._handles:
             handle.remove()
 
     def _pre(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         try:
-            self._put_rates_back()
+            self._put_back()
             self.skipped = False
             rates = [group["lr"] for group in optimizer.param_groups if not isinstance(group["lr"], Tensor)]
             self.host_rate = float(max(rates, default=math.nan))
@@ -108,35 +126,40 @@ class OptimizerTap:
             if self._guard and not self._left_out:
                 self._check_gradients()
             multiplier = self._multiplier()
-            if multiplier != 1.0:
-                self._rates = [group["lr"] for group in optimizer.param_groups]
-                for group in optimizer.param_groups:
-                    group["lr"] = group["lr"] * multiplier
+            for group in optimizer.param_groups:
+                if multiplier != 1.0:
+                    self._turn(group, "lr", group["lr"] * multiplier)
+                if self._moments is not None:
+                    for name, value in self._moments.during_step(group).items():
+                        self._turn(group, name, value)
             if self._watch and not self._left_out:
                 self._before = [(p, p.detach().clone()) for p in self._watched()]
         except Exception as error:
-            self._put_rates_back()
+            self._put_back()
             self._on_fault(error)
 
     def _post(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         try:
-            self._put_rates_back()
+            self._put_back()
             self.steps += not self._left_out
             if self._before:
                 self._measure_update()
         except Exception as error:
             self._on_fault(error)
 
+    def _turn(self, group: dict[str, Any], name: str, value: Any) -> None:
+        self._turned.append((group, name, group[name]))
+        group[name] = value
+
+    def _put_back(self) -> None:
+        while self._turned:
+            group, name, value = self._turned.pop()
+            group[name] = value
+
     def _multiplier(self) -> float:
         if self.rate_multiplier <= 1.0 or not self.host_rate > 0.0:
             return self.rate_multiplier
         return min(self.rate_multiplier, max(1.0, self.most_rate / self.host_rate))
-
-    def _put_rates_back(self) -> None:
-        if self._rates is not None:
-            for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
-                group["lr"] = rate
-            self._rates = None
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -159,6 +182,8 @@ class OptimizerTap:
                     parameter.grad = None
         elif self.grad_norm > self.clip_norm:
             torch._foreach_mul_(gradients, self.clip_norm / self.grad_norm)
+        if self._moments is not None and not self.skipped:
+            self._moments.multiply(gradients)
 
     def _watched(self) -> list[Tensor]:
         matrices = [

@@ -304,11 +304,25 @@ class BrainSession:
         analyzer = self.manager.analyzer
         if facts is not None and self._ranks.several:  # the gradients of all ranks' clips are averaged
             facts = replace(facts, clips=facts.clips * self._ranks.count)
+        kept_in = self._taps[0].take_kept_in()
         for advice in self._diagnosis.look(
-            observation, facts, analyzer.phases.phase, analyzer.best_attention_diag, self._taps[0].take_kept_in()
+            observation, facts, analyzer.phases.phase, analyzer.best_attention_diag, kept_in
         ):
             log.log(level, "[brain] step %d: %s", self.step, advice.message)
             self._chronicle.event(self.step, "advice", advice.message, cause=advice.cause)
+        # Of several ranks one might fail to, and their weights would part.
+        if kept_in not in (None, "float32") and not self._ranks.several:
+            self._hold_moments()
+
+    def _hold_moments(self) -> None:
+        held = [tap.hold_moments() for tap in self._taps]
+        if any(held):
+            message = (
+                "Adam's second moments are kept in float16, where the squares of most gradients are 0 and the steps "
+                "then far too large: gradients are scaled for the moments from here on, which begin anew"
+            )
+            log.warning("[brain] step %d: %s", self.step, message)
+            self._chronicle.event(self.step, "moments_held", message)
 
     def _take_in(self, observations: Sequence[Observation], *, deciding: bool = False) -> None:
         for observation in observations:
