@@ -119,6 +119,31 @@ def test_a_gradient_scaler_that_leaves_the_step_out(corpus: Path, tmp_path: Path
     assert trainer.total_steps_done == 9 > trainer.brain.session.step
 
 
+def test_moments_that_float16_loses_are_held_and_a_checkpoint_has_the_hosts_units(corpus: Path, tmp_path: Path) -> None:
+    """With torch's Adam; Coqui's own RAdam keeps its moments in float32 whatever the weights are."""
+    settings = {"optimizer": "Adam", "optimizer_params": {"eps": 1e-6}, "model": "tacotron", **NO_SSIM}
+    config = make_config(corpus, tmp_path, brain=quick(), save_checkpoints=True, save_step=5, **settings)
+    trainer = make_trainer(config, steps=6)
+    trainer.optimizer[0].register_step_post_hook(_halve)
+    trainer._fit()
+    (event,) = events(trainer, "moments_held")
+    assert event["step"] == 3 and not events(trainer, "fault")
+    assert_finite(trainer)
+    saved = torch.load(trainer.output_path / "checkpoint_5.pth")["optimizer"]
+    states = (saved[0] if isinstance(saved, list) else saved)["state"].values()
+    seconds = torch.cat([state["exp_avg_sq"].flatten() for state in states])
+    assert seconds.max() < 1e-2 and (seconds > 0.0).float().mean() > 0.5
+
+
+def _halve(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """As a model that was made half of: weights and moments are values of float16."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            moments = [v for k, v in optimizer.state.get(parameter, {}).items() if k.startswith("exp_avg")]
+            for tensor in (parameter.data, *moments):
+                tensor.copy_(tensor.half().float())
+
+
 def test_no_checkpoint_holds_a_nan(corpus: Path, tmp_path: Path) -> None:
     """The host writes its checkpoint inside the very step that met the NaN, before anybody else sees the losses."""
     config = make_config(corpus, tmp_path, model="tacotron", brain=quick(), save_checkpoints=True, save_step=2)

@@ -5,22 +5,23 @@ float16 holds nothing between 0 and 6e-8. The second moment grows by (1 - β₂)
 too, not a number.
 
 The remedy is that of mixed-precision training (Micikevicius et al. 2018, section 3.2), given to the optimizer alone:
-its gradients are multiplied by a power of two, which does not change Adam's step (Kingma and Ba 2015, section 2) but
-for eps. That is raised, while the optimizer steps, to the gradient whose square is just lost, so that no step is larger
-than under a second moment that was held.
+each parameter's gradient is multiplied by a power of two of its own, which does not change Adam's step (Kingma and Ba
+2015, section 2) but for eps. That is raised, while the optimizer steps, to the gradient whose square is just lost, so
+that no step is larger than under a second moment that was held.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 # The largest element of a gradient may become so large: its square is held. The first one leaves a factor of sixteen.
-_LARGEST, _ROOM = 200.0, 16.0
+# float16 holds the highest scale itself.
+_LARGEST, _ROOM, _HIGHEST_SCALE = 200.0, 16.0, 2.0**15
 _FINEST = 2.0**-24  # of float16
 _SECOND = "exp_avg_sq"
 _POWERS = {"exp_avg": 1, _SECOND: 2, "max_exp_avg_sq": 2}
@@ -38,74 +39,102 @@ class HalfMoments:
         optimizer: ``lost_to_half`` of which is true.
 
     Attributes:
-        scale: of the gradients, a power of two; 1 until the first step.
+        scales: of the gradients by parameter, powers of two, each on the parameter's device; of those that had a
+            gradient so far.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self.scale = 1.0
+        self.scales: dict[Tensor, Tensor] = {}
         self._optimizer = optimizer
-        self._began = False
-        for state in _states(optimizer):
+        first = _FIRST_STEPS[type(optimizer)]
+        for parameter in _parameters(optimizer):
+            state = optimizer.state.get(parameter, {})
             for name in _POWERS.keys() & state.keys():
                 state[name].zero_()
-            first = _FIRST_STEPS[type(optimizer)]
-            state["step"] = torch.full_like(state["step"], first) if isinstance(state["step"], Tensor) else first
+            if "step" in state:
+                state["step"] = torch.full_like(state["step"], first) if isinstance(state["step"], Tensor) else first
         self._handles = [
             optimizer.register_state_dict_post_hook(self._as_the_host_knows),
-            optimizer.register_load_state_dict_post_hook(lambda _: self._multiply(self.scale)),
+            optimizer.register_load_state_dict_post_hook(lambda _: self._multiply_moments(1)),
         ]
 
-    def multiply(self, gradients: Sequence[Tensor]) -> None:
+    def multiply(self) -> None:
         """Scale finite gradients, in place; less where the largest element would come out above 200.
 
-        Waits for the device at the first call alone.
+        Waits for the device when a parameter has its first gradient.
         """
-        largest = torch.nn.utils.get_total_norm(gradients, norm_type=math.inf)
-        if not self._began:
-            self._began = True
-            self.scale = 2.0 ** math.floor(math.log2(_LARGEST / _ROOM / max(float(largest), 1e-6)))
-        torch._foreach_mul_(list(gradients), (_LARGEST / largest.float().clamp(min=1e-30)).clamp(max=self.scale))
+        for group in self._optimizer.param_groups:
+            held = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not held:
+                continue
+            gradients = [parameter.grad for parameter in held if parameter.grad is not None]
+            if self._coupled(group):
+                torch._foreach_add_(gradients, [parameter.detach() for parameter in held], alpha=group["weight_decay"])
+            norms = torch._foreach_norm(gradients, ord=math.inf)
+            for parameter, gradient, norm in zip(held, gradients, norms, strict=True):
+                largest = norm.float()
+                if parameter not in self.scales:
+                    self.scales[parameter] = torch.full_like(largest, _scale(float(largest)))
+                gradient.mul_(torch.minimum(self.scales[parameter], _LARGEST / largest.clamp(min=1e-30)))
 
     def during_step(self, group: Mapping[str, Any]) -> dict[str, Any]:
         """What one of the optimizer's groups is to hold while it steps."""
         held = {"eps": max(group["eps"], math.sqrt(_FINEST / (1.0 - group["betas"][1])))}
-        # Decay that is added to the gradient has its unit.
-        coupled = not isinstance(self._optimizer, torch.optim.AdamW) and not group.get("decoupled_weight_decay", False)
-        return held | ({"weight_decay": group["weight_decay"] * self.scale} if coupled else {})
+        # ``multiply`` has added it, in the unit of each parameter's gradient.
+        return held | ({"weight_decay": 0.0} if self._coupled(group) else {})
 
     def release(self) -> None:
         """Give the moments back in the host's units, and leave the optimizer alone."""
         for handle in self._handles:
             handle.remove()
-        self._multiply(1.0 / self.scale)
+        self._multiply_moments(-1)
 
-    def _multiply(self, factor: float) -> None:
+    def _coupled(self, group: Mapping[str, Any]) -> bool:
+        """Is its weight decay added to the gradient?"""
+        decoupled = isinstance(self._optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay", False)
+        return bool(group["weight_decay"]) and not decoupled
+
+    def _multiply_moments(self, sign: int) -> None:
         with torch.no_grad():
-            for state in _states(self._optimizer):
+            for parameter, scale in self.scales.items():
+                state = self._optimizer.state.get(parameter, {})
                 for name in _POWERS.keys() & state.keys():
-                    state[name].mul_(factor ** _POWERS[name])
+                    state[name].mul_(scale ** (sign * _POWERS[name]))
 
     def _as_the_host_knows(self, _: torch.optim.Optimizer, said: dict[str, Any]) -> dict[str, Any]:
-        states = {
-            key: {name: v * self.scale ** -_POWERS[name] if name in _POWERS else v for name, v in state.items()}
-            for key, state in said["state"].items()
-        }
+        """The state is by number, in the order of the groups' parameters."""
+        scales = dict(enumerate(self.scales.get(parameter) for parameter in _parameters(self._optimizer)))
+        states = {}
+        for at, state in said["state"].items():
+            scale = scales[at]
+            held = (
+                {}
+                if scale is None
+                else {name: state[name] * scale ** -_POWERS[name] for name in _POWERS.keys() & state.keys()}
+            )
+            states[at] = {**state, **held}
         return {**said, "state": states}
 
 
+def _scale(largest: float) -> float:
+    """The power of two that brings ``largest`` to 6 to 12.5."""
+    return min(2.0 ** math.floor(math.log2(_LARGEST / _ROOM / max(largest, 1e-30))), _HIGHEST_SCALE)
+
+
 def lost_to_half(optimizer: torch.optim.Optimizer) -> bool:
-    """Is it Adam, AdamW or RAdam, and are its second moments kept in float16, whatever dtype they have?
+    """Is it torch's Adam, AdamW or RAdam, and are its second moments kept in float16, whatever dtype they have?
 
     False for a fused one, which takes a gradient scaler's scale back by itself. Waits for the device.
     """
     if type(optimizer) not in _FIRST_STEPS or any(group.get("fused") for group in optimizer.param_groups):
         return False
-    seconds = [state[_SECOND] for state in _states(optimizer) if _SECOND in state]
+    states = [optimizer.state.get(parameter, {}) for parameter in _parameters(optimizer)]
+    seconds = [state[_SECOND] for state in states if _SECOND in state]
     large = [second for second in seconds if second.dim() >= 2 and second.layout is torch.strided]
     asked = [second.flatten()[:_ASKED_OF_EACH] for second in large[:: max(1, len(large) // _ASKED)][:_ASKED]]
     return bool(asked) and bool(torch.stack([(some == some.half().to(some.dtype)).all() for some in asked]).all())
 
 
-def _states(optimizer: torch.optim.Optimizer) -> Iterator[dict[str, Any]]:
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
     for group in optimizer.param_groups:
-        yield from (optimizer.state[parameter] for parameter in group["params"] if parameter in optimizer.state)
+        yield from group["params"]

@@ -183,7 +183,7 @@ class OptimizerTap:
         elif self.grad_norm > self.clip_norm:
             torch._foreach_mul_(gradients, self.clip_norm / self.grad_norm)
         if self._moments is not None and not self.skipped:
-            self._moments.multiply(gradients)
+            self._moments.multiply()
 
     def _watched(self) -> list[Tensor]:
         matrices = [
