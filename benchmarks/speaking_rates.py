@@ -1,4 +1,4 @@
-"""How well exchanged transcripts show in the amount of text, and what looks like them: lengths alone, no training.
+"""How well exchanged transcripts show in the amount of text, and what looks like them; no training.
 
     python benchmarks/speaking_rates.py [--data DIR] [--seeds 3] [--steps 500]
 
@@ -38,6 +38,7 @@ def main() -> int:
     from bench.bad_starts import BAD_STARTS
     from bench.data import batches, load
     from tts_brain.feedback.transcripts import SpeakingRates
+    from tts_brain.pytorch.audio import speaking_rates
 
     corpus = load(args.data, min_s=1.0, max_s=_longest(args.data), held_out=24)
     print(f"{corpus.name}, {len(corpus.train)} clips\n{'start':26} share and first told at, seed by seed")
@@ -47,7 +48,7 @@ def main() -> int:
             spoilt = BAD_STARTS[start].corpus(corpus, seed) if start else corpus
             rates, first = SpeakingRates(), None
             for step, (names, batch) in enumerate(islice(batches(spoilt.train, 16, seed), args.steps), start=1):
-                rates.add(names, (batch["text_lengths"] / batch["speech_lengths"]).tolist())
+                rates.add(names, speaking_rates(batch["speech"], batch["speech_lengths"], batch["text_lengths"]))
                 first = step if first is None and rates.suspicious else first
             said.append(f"{rates.share:6.1%} {'never' if first is None else first:>5}")
         print(f"{start or 'clean':26} {'  '.join(said)}", flush=True)

@@ -1,6 +1,7 @@
 """Causes that only the user can mend: named when there is little else it could be, and not otherwise."""
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tts_brain.feedback.diagnosis import BatchFacts, Diagnosis
-from tts_brain.pytorch.audio import alike_tail, edge_silence, end_labelled_at, look_at_some
+from tts_brain.pytorch.audio import alike_tail, edge_silence, end_labelled_at, look_at_some, speaking_rates
 from tts_brain.types import AttentionReport, Observation, TrainingPhase
 
 GOOD = BatchFacts(16, ("a", "b"), (), 0.05)
@@ -220,3 +221,21 @@ def test_a_few_clips_are_looked_at_whatever_the_batch(clips: int, frames: int) -
     seen = BatchFacts(clips, **look_at_some(mel, lengths, labels, lengths))
     assert seen.end_labelled_at == 1.0 and seen.alike_tail == 0.0 and 0.0 <= seen.edge_silence <= 1.0
     assert look_at_some(mel, lengths, None, None)["end_labelled_at"] is None
+
+
+@given(st.integers(20, 60), st.integers(0, 80), st.integers(0, 80), st.integers(0, 30), st.integers(0, 10**6))
+def test_silence_at_the_ends_does_not_change_how_fast_a_clip_is_spoken(
+    spoken: int, before: int, after: int, padding: int, seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    loud, quiet = torch.randn(1, spoken, 8, generator=draw) * 0.2, torch.randn(1, before + after, 8, generator=draw)
+    silence = quiet * 0.05 - 6.0
+    mel = torch.cat([silence[:, :before], loud, silence[:, before:], torch.full((1, padding, 8), 3.0)], 1)
+    (rate,) = speaking_rates(mel, torch.tensor([spoken + before + after]), torch.tensor([12]))
+    assert rate == pytest.approx(12.0 / spoken, rel=0.15)  # a word may begin softly: the edges are a frame or two
+    scaled = speaking_rates(7.0 - 0.5 * -mel, torch.tensor([spoken + before + after]), torch.tensor([12]))
+    assert scaled == pytest.approx((rate,))
+
+
+def test_a_clip_without_frames_has_no_rate() -> None:
+    assert speaking_rates(torch.zeros(1, 5, 8), torch.tensor([0]), torch.tensor([3])) == (math.inf,)

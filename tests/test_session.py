@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tts_brain.config import BrainConfig
 from tts_brain.feedback import rollback
+from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.journal import read_journal
 from tts_brain.pytorch import session as session_module
 from tts_brain.pytorch.session import BrainSession
@@ -151,3 +152,16 @@ def test_a_model_that_was_trained_before_keeps_the_hosts_rate() -> None:
     assert max(d.after[LEARNING_RATE] for d in trained) <= 1.0
     fresh = drive(make_manager(), observations([Stretch(20, slope=-0.005, attention=0.05), *stream]))
     assert max(d.after[LEARNING_RATE] for d in fresh) > 4.0
+
+
+def test_speaking_rates_are_asked_for_at_first_and_then_once_per_decision(tmp_path: Path) -> None:
+    run, asked = Run(tmp_path, decide_every=4), []
+    for _ in range(40):
+        asked.append(run.session.wants_rates)
+        rates = (0.1,) * 16 if asked[-1] else ()
+        run.session.see_batch(BatchFacts(16, text_rates=rates))
+        run.step()
+    assert asked[:32] == [True] * 32  # 512 clips
+    assert asked[32:] == [False, False, False, True] * 2
+    run.session.fault(RuntimeError("of ours"))
+    assert not run.session.wants_rates

@@ -22,7 +22,7 @@ from TTS.tts.layers.losses import TacotronLoss
 
 from tts_brain.config import BrainConfig
 from tts_brain.feedback.diagnosis import BatchFacts
-from tts_brain.pytorch.audio import look_at_some
+from tts_brain.pytorch.audio import look_at_some, speaking_rates
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.replaced import Replaced
 from tts_brain.pytorch.session import BrainSession
@@ -206,7 +206,8 @@ class CoquiAdapter:
         measured = (self.session.step + 1) % self.session.config.attention_every == 0 and not bad
         some = look_at_some(features, lengths, batch.get("stop_targets"), lengths) if measured else {}
         # Scripts differ in how many signs a second takes.
-        rates = tuple((batch["token_id_lengths"] / lengths).tolist()) if self._one_language else ()
+        asked = self._one_language and self.session.wants_rates
+        rates = speaking_rates(features, lengths, batch["token_id_lengths"]) if asked else ()
         return BatchFacts(len(features), names, bad, text_rates=rates, **some)
 
     def _show_dashboard(self, step: int, values: Mapping[str, float]) -> None:

@@ -24,7 +24,7 @@ from tts_brain.attention.terms import HostGuide, with_attention_terms
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
-from tts_brain.pytorch.audio import look_at_some
+from tts_brain.pytorch.audio import look_at_some, speaking_rates
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.replaced import Replaced
 from tts_brain.pytorch.session import BrainSession
@@ -58,7 +58,7 @@ class LossTap:
         # Of the class: what somebody else has put in front of it may take (*args, **kwargs).
         self._signature = signature(type(tts).forward.__get__(tts))
         self._tokens = 1.0
-        self._text_rates: tuple[float, ...] = ()
+        self._texts: Tensor | None = None
         self._measured = False
         self._attention: Tensor | None = None
         self._mel: tuple[Tensor, Tensor] | None = None
@@ -107,14 +107,15 @@ class LossTap:
         with self._session.fence():
             loss = self._after(loss, knobs, tokens, frames)
         with self._session.fence():
-            self._session.see_batch(self._facts(*self._mel))
-        self._attention, self._guided_loss, self._mel, self._loss_inputs, self._terms = None, None, None, (), ()
+            self._session.see_batch(self._facts(*self._mel, self._texts))
+        self._attention, self._guided_loss, self._mel, self._texts = None, None, None, None
+        self._loss_inputs, self._terms = (), ()
         return loss, stats, rest
 
     def _lengths(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Tokens, with the host's end-of-sentence, and decoder frames, cut by r as the host cuts them; each (B,)."""
         inputs = self._signature.bind(*args, **kwargs).arguments
-        self._mel = inputs["feats"], inputs["feats_lengths"]
+        self._mel, self._texts = (inputs["feats"], inputs["feats_lengths"]), inputs["text_lengths"]
         tokens = inputs["text_lengths"] + 1
         frames = torch.div(inputs["feats_lengths"], self._tts.reduction_factor, rounding_mode="floor")
         # A wait for the device, where the host's forward waits for it next: it reads each length by itself.
@@ -122,8 +123,6 @@ class LossTap:
         steps = torch.div(mel, self._tts.reduction_factor, rounding_mode="floor")
         self._tokens = tokens_per_utterance(text + 1, steps)
         self.text_length = float((text + 1).double().mean())
-        # Scripts differ in how many signs a second takes.
-        self._text_rates = tuple((text / mel).tolist()) if self._tts.langs is None else ()
         return tokens, frames
 
     def _after(self, loss: Tensor, knobs: Mapping[str, float], tokens: Tensor, frames: Tensor) -> Tensor:
@@ -165,7 +164,7 @@ class LossTap:
         values = torch.stack([term.detach().float() for term in terms.values()]).tolist()
         self.raw = dict(zip(terms, values, strict=True))
 
-    def _facts(self, features: Tensor, lengths: Tensor) -> BatchFacts:
+    def _facts(self, features: Tensor, lengths: Tensor, texts: Tensor) -> BatchFacts:
         """What the batch is like; its values are read only where something is wrong, or the attention was measured."""
         names = self.names or tuple(f"clip {n} of the batch" for n in range(len(features)))
         bad: tuple[str, ...] = ()
@@ -175,7 +174,10 @@ class LossTap:
         measured, self._measured = self._measured and not bad, False
         *_, labels, label_lengths = self._loss_inputs
         some = look_at_some(features, lengths, labels, label_lengths) if measured else {}
-        return BatchFacts(len(features), self.names, bad, text_rates=self._text_rates, **some)
+        # Scripts differ in how many signs a second takes.
+        asked = self._tts.langs is None and self._session.wants_rates
+        rates = speaking_rates(features, lengths, texts) if asked else ()
+        return BatchFacts(len(features), self.names, bad, text_rates=rates, **some)
 
     def _stop_counts(self, *, graph: bool) -> Counts:
         """True positives, false positives, false negatives over the valid frames."""

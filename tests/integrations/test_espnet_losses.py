@@ -249,4 +249,5 @@ def test_what_the_data_are_like_is_seen(inverted: bool, tmp_path: Path) -> None:
     (facts,) = seen
     assert (facts.clips, facts.names, facts.alike_tail) == (3, ("a", "b", "c"), 0.0)
     assert facts.end_labelled_at < 0.2 if inverted else facts.end_labelled_at == 1.0
-    assert facts.text_rates == pytest.approx((LENGTHS[0] / LENGTHS[1]).tolist())
+    # Noise all along: the first and last frame that count as sound lie a little inside.
+    assert facts.text_rates == pytest.approx((LENGTHS[0] / LENGTHS[1]).tolist(), rel=0.1)

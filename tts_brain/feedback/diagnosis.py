@@ -28,6 +28,7 @@ _EARLY, _INVERTED, _ALIKE = 0.9, 0.1, 0.05
 _SURE_AFTER = 20  # measurements
 _SURE_RATIOS = 5  # of how far a step changes the weights, which is measured once per decision
 _SURE_HALF = 3  # measurements, once per decision too
+_FEW_RATES = 512  # clips: twice what the first verdict on them takes
 _MEMORY = 0.9
 _AGAIN_AFTER = 500
 # Steps left out under finite losses, of the newest so many: what half precision that overflows looks like. Those that a
@@ -50,7 +51,7 @@ class BatchFacts:
             measured, as the two below.
         end_labelled_at: where the stop token's labels say that a clip ends; 1 is its last frame.
         alike_tail: share of the frames, at the end, that are one and the same.
-        text_rates: tokens per mel frame of each clip.
+        text_rates: tokens per mel frame of each clip, from its first to its last sound; empty when not measured.
     """
 
     clips: int
@@ -121,6 +122,11 @@ class Diagnosis:
             if advice is not None:
                 found.append(advice)
         return [advice for advice in found if self._may_say(advice.cause, observation.step)]
+
+    @property
+    def few_rates(self) -> bool:
+        """Are the clips whose speaking rate is known so few that every step's are worth a look?"""
+        return self._rates.clips < _FEW_RATES
 
     def _data(self, facts: BatchFacts) -> list[Advice]:
         found = []

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tts_brain.attention.guide import speech
+
 _QUIET, _LOUD = 0.05, 0.95
 _THRESHOLD = 0.25
 _FEW = 4
@@ -28,6 +30,20 @@ def look_at_some(mel: Tensor, lengths: Tensor, labels: Tensor | None, label_leng
         if labels is None or label_lengths is None
         else end_labelled_at(labels[rows], label_lengths[rows]),
     }
+
+
+def speaking_rates(mel: Tensor, lengths: Tensor, tokens: Tensor) -> tuple[float, ...]:
+    """Tokens per frame from the first to the last sound of each clip, above 0; infinite where there is no sound.
+
+    Silence at the ends would make a short clip look slower than a long one. Waits for the device.
+
+    Args:
+        mel, lengths: (B, T, mels), in any affine scale of log mel, and (B,) valid frames of it.
+        tokens: (B,) of the text.
+    """
+    frames = (speech(mel, lengths) > 0.5).sum(1)
+    rates: list[float] = (tokens.to(frames.device) / frames).tolist()
+    return tuple(rates)
 
 
 def edge_silence(mel: Tensor, lengths: Tensor) -> float:

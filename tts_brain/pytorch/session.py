@@ -141,8 +141,16 @@ class BrainSession:
     def wants_attention(self) -> bool:
         """Should the adapter show the attention of the step under way?"""
         due = (self.step + 1) % self.config.attention_every == 0
-        heard = self.active and not self._faulted and not self._lost
-        return due and heard and self._under_way.attention is None
+        return due and self._heard and self._under_way.attention is None
+
+    @property
+    def wants_rates(self) -> bool:
+        """Should the adapter show how fast the clips of the step under way are spoken? All at first, then few."""
+        return self._heard and (self._diagnosis.few_rates or (self.step + 1) % self.config.decide_every == 0)
+
+    @property
+    def _heard(self) -> bool:
+        return self.active and not self._faulted and not self._lost
 
     @contextmanager
     def fence(self) -> Iterator[None]:
