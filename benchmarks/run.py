@@ -183,7 +183,9 @@ def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
 
 def _rows(args: argparse.Namespace, corpus: str, name: str | None = None) -> Path:
     also = [""] if args.model == "small" else ["", args.model]
-    return RESULTS / f"{name or args.name}-{corpus}{'-'.join(also + ['quick'] * args.quick)}.jsonl"
+    # What is tuned on stands in no table, and makes no oracle.
+    seeds = f"-from-seed-{args.first_seed}" * (args.first_seed != 0)
+    return RESULTS / f"{name or args.name}-{corpus}{'-'.join(also + ['quick'] * args.quick)}{seeds}.jsonl"
 
 
 def _identity(args: argparse.Namespace) -> int:

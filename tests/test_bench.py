@@ -291,11 +291,30 @@ def test_constants_off_the_grid_have_one_name_and_are_what_it_says(said: str) ->
     speech = make_arm(arm_name("static g0 lr0.01 speech"))
     assert isinstance(speech, Plain) and (speech.guided, speech.over_speech) == (0.0, True)
     assert all(arm_name(name) == name for name in (*ARMS, *POPULATIONS))
+    assert (arm_name("static g1 lr1e-3"), arm_name(AT + "static g1 lr1e-3")) == ("default", "brain")
+    assert arm_name("static g-0 lr1") == "static g0 lr1"
+
+
+def test_seeds_to_tune_on_have_rows_of_their_own() -> None:
+    import run
+
+    told = {"model": "small", "name": "align", "quick": False}
+    tables, tuned = (run._rows(SimpleNamespace(first_seed=first, **told), "made-up").name for first in (0, 10))
+    assert (tables, tuned) == ("align-made-up.jsonl", "align-made-up-from-seed-10.jsonl")
 
 
 @pytest.mark.parametrize(
     "said",
-    ["static", "static g1", "static g1 lr0", "static g-1 lr0.1", "static g1 lrnan", "static g1 lr.1 fsx", "none"],
+    [
+        "static",
+        "static g1",
+        "static g1 lr0",
+        "static g-1 lr0.1",
+        "static g1 lrnan",
+        "static g1 lr.1 fsx",
+        "none",
+        "brain at static g2 lr1 speech",
+    ],
 )
 def test_what_is_no_arm_is_refused_with_what_to_write(said: str) -> None:
     with pytest.raises(KeyError, match=re.escape(repr(said))):
@@ -342,7 +361,7 @@ def test_the_oracle_does_not_mix_settings(
     # Never within 40 steps counts as 80, which would have won over 300 of 500.
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     (tmp_path / "align-made-up.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*short, *long]))
-    arguments = SimpleNamespace(arms=None, name="noharm", model="small", quick=False)
+    arguments = SimpleNamespace(first_seed=0, arms=None, name="noharm", model="small", quick=False)
     assert run._arms(arguments, "made-up") == (first, AT + first)
     assert "rows of other settings left out of" in capsys.readouterr().err
 

@@ -57,12 +57,14 @@ def _point(guided: float, rate: float, forward_sum: float, over_speech: bool) ->
     return {"guided": guided, "rate": rate, "forward_sum": forward_sum, "over_speech": over_speech}
 
 
+_HOSTS = _point(GUIDED[0], RATES[0], 0.0, False)  # its default
+
+
 def _grid() -> dict[str, dict[str, Any]]:
     points = [(guided, rate, 0.0, False) for guided in GUIDED for rate in RATES]
     points += [(guided, rate, weight, False) for guided, rate, weight in FORWARD_SUMS]
     points += [(guided, 2e-3, weight, True) for guided, weight in OVER_SPEECH]
-    # The first is the host's default.
-    return {static_name(*point): _point(*point) for point in points[1:]}
+    return {static_name(*point): _point(*point) for point in points if _point(*point) != _HOSTS}
 
 
 BRAINS: dict[str, dict[str, Any]] = {
@@ -137,6 +139,8 @@ def arm_name(said: str) -> str:
     if said in ARMS or said in POPULATIONS:
         return said
     at, point = _own_constants(said)
+    if point == _HOSTS:
+        return "brain" if at else "default"
     return at + static_name(**point)
 
 
@@ -151,12 +155,16 @@ def make_arm(name: str) -> Arm:
 def _own_constants(said: str) -> tuple[str, dict[str, Any]]:
     found = _CONSTANTS.fullmatch(said)
     try:
-        guided, rate, forward_sum = (float(text or 0.0) for text in found.group(2, 3, 4)) if found else (math.nan,) * 3
+        # Plus 0, as there is a -0 too.
+        numbers = [float(text or 0.0) + 0.0 for text in found.group(2, 3, 4)] if found else []
     except ValueError:
-        raise KeyError(said) from None
-    if not found or not (0.0 <= guided < math.inf and 0.0 < rate < math.inf and 0.0 <= forward_sum < math.inf):
+        numbers = []
+    if not found or not all(0.0 <= number < math.inf for number in numbers) or not numbers or numbers[1] == 0.0:
         raise KeyError(said)
-    return found.group(1) or "", _point(guided, rate, forward_sum, found.group(5) is not None)
+    at, over_speech = found.group(1) or "", found.group(5) is not None
+    if at and over_speech:  # what a brain's guide is drawn over is its own
+        raise KeyError(said)
+    return at, _point(*numbers, over_speech)
 
 
 def cells(benchmark: str, data: str, setting: Setting, seeds: Iterable[int], arms: Iterable[str]) -> list[Cell]:

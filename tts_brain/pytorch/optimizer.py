@@ -66,6 +66,8 @@ class OptimizerTap:
         self._handles = [
             optimizer.register_step_pre_hook(self._pre),
             optimizer.register_step_post_hook(self._post),
+            # A step that was interrupted has no end, and a host may save then.
+            optimizer.register_state_dict_pre_hook(lambda _: self._put_back()),
         ]
 
     def watch_next(self) -> None:
@@ -95,8 +97,12 @@ class OptimizerTap:
         """
         if not self._guard or self._moments is not None or not lost_to_half(self._optimizer):
             return False
-        self._moments = HalfMoments(self._optimizer)
+        self._moments = HalfMoments(self._optimizer, self._moments_failed)
         return True
+
+    def _moments_failed(self, error: BaseException) -> None:
+        self.release()
+        self._on_fault(error)
 
     def release(self) -> None:
         """Back to the host's own behaviour, hooks left in place: a fault must not leave a rate multiplied."""
@@ -105,7 +111,10 @@ class OptimizerTap:
         self.clip_norm = math.inf
         moments, self._moments = self._moments, None
         if moments is not None:
-            moments.release()
+            try:
+                moments.release()
+            except Exception as error:  # in the midst of a host's step, or of a fault
+                self._on_fault(error)
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -126,14 +135,18 @@ class OptimizerTap:
             if self._guard and not self._left_out:
                 self._check_gradients()
             multiplier = self._multiplier()
-            for group in optimizer.param_groups:
-                if multiplier != 1.0:
+            if multiplier != 1.0:
+                for group in optimizer.param_groups:
                     self._turn(group, "lr", group["lr"] * multiplier)
-                if self._moments is not None:
-                    for name, value in self._moments.during_step(group).items():
-                        self._turn(group, name, value)
             if self._watch and not self._left_out:
                 self._before = [(p, p.detach().clone()) for p in self._watched()]
+            # Last: after a fault the step is the host's own, its gradients too.
+            if self._moments is not None and not self._left_out and not self.skipped:
+                held = [(group, self._moments.during_step(group)) for group in optimizer.param_groups]
+                self._moments.multiply()
+                for group, values in held:
+                    for name, value in values.items():
+                        self._turn(group, name, value)
         except Exception as error:
             self._put_back()
             self._on_fault(error)
@@ -182,8 +195,6 @@ class OptimizerTap:
                     parameter.grad = None
         elif self.grad_norm > self.clip_norm:
             torch._foreach_mul_(gradients, self.clip_norm / self.grad_norm)
-        if self._moments is not None and not self.skipped:
-            self._moments.multiply()
 
     def _watched(self) -> list[Tensor]:
         matrices = [

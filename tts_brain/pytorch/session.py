@@ -319,7 +319,7 @@ class BrainSession:
             log.log(level, "[brain] step %d: %s", self.step, advice.message)
             self._chronicle.event(self.step, "advice", advice.message, cause=advice.cause)
         # Of several ranks one might fail to, and their weights would part.
-        if kept_in not in (None, "float32") and not self._ranks.several:
+        if kept_in == "float16" and not self._ranks.several:
             self._hold_moments()
 
     def _hold_moments(self) -> None:
