@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -140,7 +141,9 @@ def rescue_lines(rows: Iterable[Row]) -> Table:
         group = [row for row in rows if row["start"] == start]
         if not group:
             continue
-        false = Counter(n for row in group for n in row["named"] if not start or n not in BAD_STARTS[start].causes)
+        false = Counter(
+            n for row in group for n in row.get("named", ()) if not start or n not in BAD_STARTS[start].causes
+        )
         errors = [row[n] / clean[row["seed"]][n] for row in group for n in ("l1", "l1_postnet")]
         saved = sum(rescued(row, clean[row["seed"]]) for row in group)
         lines[start or "clean"] = {
@@ -149,16 +152,17 @@ def rescue_lines(rows: Iterable[Row]) -> Table:
             "aligned at": ", ".join(
                 "never" if row["aligned_step"] is None else str(row["aligned_step"]) for row in group
             ),
-            "larger error, worst": f"{max(errors):.2f}" if start else "–",
+            "larger error, worst": f"{math.nan if any(map(math.isnan, errors)) else max(errors):.2f}" if start else "–",
             "last three, lowest": f"{min(value for row in group for *_, value in row['curve'][-3:]):.2f}",
             "speaks": ", ".join(f"{row['speaks']:.2f}" for row in group),
-            "cause told": f"{sum(row['told'] for row in group)} of {len(group)}" if start else "–",
+            "cause told": f"{sum(row.get('told', False) for row in group)} of {len(group)}" if start else "–",
             "false causes": ", ".join(f"{cause} {count}" for cause, count in sorted(false.items())) or "–",
         }
     return lines
 
 
 RESCUE = "### `rescue`: three seeds, `kathleen-en-us`"
+CONSTANTS_RESCUE = "### `rescue`: the best constants under the same starts"
 
 
 def brains_of_rescue() -> list[Row]:
@@ -175,6 +179,27 @@ def test_every_cell_of_rescue_is_that_of_the_rows() -> None:
     counts = {start: line["rescued"].split(" of ") for start, line in lines.items() if start != "clean"}
     failed = {start for start, (saved, run) in counts.items() if saved != run}
     assert bold == failed
+
+
+def test_every_cell_of_the_best_constants_under_bad_starts_is_that_of_the_rows() -> None:
+    (table,) = tables(CONSTANTS_RESCUE)
+    brains = [row for row in brains_of_rescue() if row["seed"] == 0]
+    constants = summary.by_arm(rows_of("rescue-kathleen-en-us"))["static g300 lr0.01 fs0.2"]
+    arms = {"constants": rescue_lines(constants), "brain": rescue_lines(brains)}
+    for start, cells in table.items():
+        for arm, lines in arms.items():
+            line = lines[start]
+            rescue = {"1 of 1": "yes", "0 of 1": "no"}.get(line["rescued"], "–")
+            said = f"{rescue}, {line['aligned at']}, {line['larger error, worst']}, {line['last three, lowest']}"
+            assert cells[arm] == said, (start, arm)
+    assert set(table) == set(arms["constants"])
+    text = " ".join(DOCS.split(CONSTANTS_RESCUE)[1].split("\n#")[0].split())
+    for arm, lines in arms.items():
+        counted = [lines[start]["rescued"] for start in table if start != "clean"]
+        assert f"**the {arm} {counted.count('1 of 1')} of {len(counted)}**" in text
+        saved = [start for start in table if start != "clean" and lines[start]["rescued"] == "1 of 1"]
+        spoken = sum(float(lines[start]["speaks"]) >= 0.5 for start in saved)
+        assert f"{spoken} of the {arm}' {len(saved)}" in text or f"{spoken} of the {arm}'s {len(saved)}" in text
 
 
 def test_the_sums_of_rescue_are_those_of_the_rows() -> None:
