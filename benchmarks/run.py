@@ -183,8 +183,8 @@ def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
 
 def _rows(args: argparse.Namespace, corpus: str, name: str | None = None) -> Path:
     also = [""] if args.model == "small" else ["", args.model]
-    # What is tuned on stands in no table, and makes no oracle.
-    seeds = f"-from-seed-{args.first_seed}" * (args.first_seed != 0)
+    # What is tuned on stands in no table, and makes no oracle; the oracle of the tables is asked for by name.
+    seeds = f"-from-seed-{args.first_seed}" * (args.first_seed != 0 and name is None)
     return RESULTS / f"{name or args.name}-{corpus}{'-'.join(also + ['quick'] * args.quick)}{seeds}.jsonl"
 
 

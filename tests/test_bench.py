@@ -298,9 +298,10 @@ def test_constants_off_the_grid_have_one_name_and_are_what_it_says(said: str) ->
 def test_seeds_to_tune_on_have_rows_of_their_own() -> None:
     import run
 
-    told = {"model": "small", "name": "align", "quick": False}
-    tables, tuned = (run._rows(SimpleNamespace(first_seed=first, **told), "made-up").name for first in (0, 10))
-    assert (tables, tuned) == ("align-made-up.jsonl", "align-made-up-from-seed-10.jsonl")
+    told = {"model": "small", "name": "noharm", "quick": False}
+    tables, tuned = (SimpleNamespace(first_seed=first, **told) for first in (0, 10))
+    assert [run._rows(args, "x").name for args in (tables, tuned)] == ["noharm-x.jsonl", "noharm-x-from-seed-10.jsonl"]
+    assert run._rows(tables, "x", "align") == run._rows(tuned, "x", "align")  # where the oracle is looked for
 
 
 @pytest.mark.parametrize(

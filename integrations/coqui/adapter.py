@@ -206,7 +206,7 @@ class CoquiAdapter:
         measured = (self.session.step + 1) % self.session.config.attention_every == 0 and not bad
         some = look_at_some(features, lengths, batch.get("stop_targets"), lengths) if measured else {}
         # Scripts differ in how many signs a second takes.
-        asked = self._one_language and self.session.wants_rates
+        asked = self._one_language and not bad and self.session.wants_rates
         rates = speaking_rates(features, lengths, batch["token_id_lengths"]) if asked else ()
         return BatchFacts(len(features), names, bad, text_rates=rates, **some)
 

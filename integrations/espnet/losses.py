@@ -165,7 +165,7 @@ class LossTap:
         self.raw = dict(zip(terms, values, strict=True))
 
     def _facts(self, features: Tensor, lengths: Tensor, texts: Tensor) -> BatchFacts:
-        """What the batch is like; its values are read only where something is wrong, or the attention was measured."""
+        """What the batch is like; its values are read only where something is wrong, or what they say is wanted."""
         names = self.names or tuple(f"clip {n} of the batch" for n in range(len(features)))
         bad: tuple[str, ...] = ()
         if not all(math.isfinite(value) for value in self.raw.values()):
@@ -175,7 +175,7 @@ class LossTap:
         *_, labels, label_lengths = self._loss_inputs
         some = look_at_some(features, lengths, labels, label_lengths) if measured else {}
         # Scripts differ in how many signs a second takes.
-        asked = self._tts.langs is None and self._session.wants_rates
+        asked = self._tts.langs is None and not bad and self._session.wants_rates
         rates = speaking_rates(features, lengths, texts) if asked else ()
         return BatchFacts(len(features), self.names, bad, text_rates=rates, **some)
 

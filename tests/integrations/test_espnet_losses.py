@@ -233,9 +233,13 @@ def test_detach_gives_everything_back(bench: Bench) -> None:
 
 
 def test_a_nan_batch_is_kept_as_nan(bench: Bench) -> None:
+    seen: list[Any] = []
+    bench.session.see_batch = seen.append
     bench.batch["feats"][0, 3] = float("nan")
     bench.forward()
     assert bench.tap.raw["mel"] != bench.tap.raw["mel"]
+    (facts,) = seen
+    assert len(facts.not_finite) == 1 and facts.text_rates == ()  # nothing is told of the others' speech
 
 
 @pytest.mark.parametrize("inverted", [False, True])
