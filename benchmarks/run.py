@@ -81,6 +81,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--max-seconds", type=float, help="longest clip; default: where four fifths are shorter")
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, three arms")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="cpu", help="where models train; the same cell on either"
+    )
     parser.add_argument("--json", type=Path, help="where rows go and are looked for")
     parser.add_argument(
         "--traces",
@@ -94,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _cells(args: argparse.Namespace) -> int:
     """Benchmarks made of training runs."""
+    import torch
     from rich.console import Console
 
     from bench.bad_starts import BAD_STARTS
@@ -108,6 +112,8 @@ def _cells(args: argparse.Namespace) -> int:
         if args.name == "rescue":
             print("\nbad starts, for --starts:", *BAD_STARTS, sep="\n")
         return 0
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise Refused("--device cuda: torch sees no GPU here; write --device cpu, or leave it out")
     corpus = args.data.resolve().name
     arms = _arms(args, corpus)
     setting = Setting(
@@ -128,7 +134,8 @@ def _cells(args: argparse.Namespace) -> int:
 
     def job_of(cell: Any) -> dict[str, Any]:
         traces = str(args.traces.resolve()) if args.traces else None
-        return {**asdict(cell), "key": cell.key, "folder": str(args.data.resolve()), "traces": traces}
+        where = {"folder": str(args.data.resolve()), "device": args.device, "traces": traces}
+        return {**asdict(cell), "key": cell.key, **where}
 
     console = Console()
     failed = run_missing(todo, store, args.jobs, job_of, console)
@@ -173,6 +180,11 @@ def _arms(args: argparse.Namespace, corpus: str) -> Sequence[str]:
         arms = (best, AT + best) if args.name == "noharm" else ("default", best, "brain")
     else:
         arms = QUICK_ARMS if args.quick else arms_of(args.name)
+    if args.device != "cpu" and any(arm in POPULATIONS for arm in arms):
+        if args.arms:
+            raise Refused(f"the arms pbt run on the processor, not on {args.device}: leave out --device for them")
+        print(f"without the arms pbt: they run on the processor, not on {args.device}", file=sys.stderr)
+        arms = tuple(arm for arm in arms if arm not in POPULATIONS)
     if any(arm in POPULATIONS for arm in arms) and find_spec("ray") is None:
         if args.arms:
             raise Refused("the arms pbt need Ray: uv pip install -e '.[bench,pbt]'")

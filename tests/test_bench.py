@@ -615,6 +615,31 @@ def test_rows_say_which_brain_they_are_of(tmp_path: Path, monkeypatch: pytest.Mo
     assert len({before, other, code()}) == 3
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_refused_before_a_cell_runs(tmp_path: Path) -> None:
+    run = [sys.executable, str(BENCHMARKS / "run.py"), "align", "--device", "cuda", "--json", str(tmp_path / "rows")]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2 and "torch sees no GPU here; write --device cpu" in done.stderr
+
+
+def test_populations_stay_on_the_processor() -> None:
+    import run
+
+    asked = {"name": "align", "quick": False, "device": "cuda"}
+    with pytest.raises(run.Refused, match="pbt run on the processor, not on cuda"):
+        run._arms(SimpleNamespace(arms="brain,pbt 1x", **asked), "kathleen-en-us")
+    arms = run._arms(SimpleNamespace(arms=None, **asked), "kathleen-en-us")
+    assert "brain" in arms and not any(arm.startswith("pbt") for arm in arms)
+
+
+def test_a_table_says_where_its_rows_were_trained() -> None:
+    assert summary.devices([{}, {"device": "cpu"}]) == ""
+    assert (
+        summary.devices([{}, {"device": "cuda"}, {"device": "cpu"}])
+        == "Where the models trained (rows of each): cpu (2), cuda (1)."
+    )
+
+
 def test_an_unknown_part_of_overhead_is_refused() -> None:
     run = [sys.executable, str(BENCHMARKS / "run.py"), "overhead", "--arms", "memory"]
     done = subprocess.run(run, capture_output=True, text=True, timeout=200, check=False)

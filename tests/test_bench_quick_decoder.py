@@ -95,10 +95,10 @@ def test_zoneout_with_the_same_masks_is_the_hosts(monkeypatch: pytest.MonkeyPatc
 
 def test_zoneout_keeps_its_share() -> None:
     torch.manual_seed(0)
-    drawn = _zoneout(0.1, (50, 4, 16, 32), training=True)
+    drawn = _zoneout(0.1, (50, 4, 16, 32), training=True, like=torch.zeros(1))
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     assert float(drawn.mean()) == pytest.approx(0.1, abs=0.005)
-    assert _zoneout(0.1, (50, 4, 16, 32), training=False).unique().tolist() == pytest.approx([0.1])
+    assert _zoneout(0.1, (50, 4, 16, 32), training=False, like=torch.zeros(1)).unique().tolist() == pytest.approx([0.1])
 
 
 def test_an_unknown_decoder_is_refused() -> None:

@@ -328,7 +328,8 @@ class AttentionHurt(Change):
     def begin(self, run: Training) -> Spoil:
         def spoil(step: int, batch: Batch) -> Batch:
             if step == run.setting.steps // 2:
-                with torch.random.fork_rng(devices=[]), torch.no_grad():
+                devices = [] if run.device == "cpu" else [run.device]
+                with torch.random.fork_rng(devices), torch.no_grad():
                     torch.manual_seed(run.seed)
                     self.make(run.tts.dec.att)
             return batch

@@ -64,6 +64,7 @@ class Training:
         trace: one dictionary per step: raw losses in the host's weights, gradient norm, and the rate and guided weight
             that were used.
         spoil: changes a training batch before the model sees it (step, batch).
+        device: ``cpu`` or ``cuda``; the weights are drawn on the processor, the same on both.
         rate_multiplier, guided_weight: what an arm turns beside the host's own rate and weight, for the trace; the
             weight in whatever unit, as only its moves are counted.
     """
@@ -79,6 +80,7 @@ class Training:
     trace: list[dict[str, float]] = field(default_factory=list)
     measured: list[Measured] = field(default_factory=list)
     spoil: Callable[[int, Batch], Batch] | None = None
+    device: str = "cpu"
     rate_multiplier: float = 1.0
     guided_weight: float | None = None
     seconds: float = 0.0
@@ -91,10 +93,11 @@ class Training:
         )
         if self.setting.quick:
             quicken(tts)
-        self.model = ESPnetTTSModel(None, None, None, None, None, None, tts)
+        self.model = ESPnetTTSModel(None, None, None, None, None, None, tts).to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=self.setting.rate, eps=1e-6)
         host = TTSTask.get_parser().parse_args(["--output_dir", str(self.folder), "--log_interval", str(10**9)])
         host.grad_clip = self.setting.clip
+        host.ngpu = int(self.device != "cpu")
         self.options = Trainer.build_options(host)
 
     @property
@@ -108,7 +111,7 @@ class Training:
     def run(self, arm: Arm, progress: Callable[[int, Measured | None], None]) -> None:
         """Train to the end. Seconds are of one core, and of the training alone, not the measuring."""
         setting = self.setting
-        probe = Probe([collate(self.corpus.held_out[i : i + 16])[1] for i in range(0, setting.held_out, 16)])
+        probe = self._probe(*(self.corpus.held_out[i : i + 16] for i in range(0, setting.held_out, 16)))
         source = batches(self.corpus.train, setting.batch_size, self.seed)
         arm.attach(self)
         set_all_random_seed(self.seed)
@@ -154,8 +157,12 @@ class Training:
             measured.speaks, measured.mcd = self._speak(clips)
         return measured
 
+    def _probe(self, *groups: list[Clip]) -> Probe:
+        made = (collate(group)[1] for group in groups)
+        return Probe([{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in made])
+
     def _speak(self, clips: list[Clip]) -> tuple[float, float]:
-        spoken = [next(iter(Probe([collate([clip])[1]]).speak(self.model))) for clip in clips]
+        spoken = [next(iter(self._probe([clip]).speak(self.model))) for clip in clips]
         std, mean = self.corpus.std, self.corpus.mean
         pairs = [(s.mel * std + mean, c.mel * std + mean) for s, c in zip(spoken, clips, strict=True)]
         return float(np.mean([s.speaks for s in spoken])), float(np.mean([distortion(*pair) for pair in pairs]))

@@ -54,11 +54,11 @@ def _forward(decoder: Any, hs: Tensor, hlens: Tensor, ys: Tensor) -> tuple[Tenso
     width = hs.shape[2]
     bias = first.bias_ih + first.bias_hh
     from_prenet = decoder.prenet(previous) @ first.weight_ih[:, width:].T + bias
-    pad = torch.arange(tokens) >= torch.as_tensor(hlens).unsqueeze(1)
+    pad = torch.arange(tokens, device=hs.device) >= torch.as_tensor(hlens, device=hs.device).unsqueeze(1)
     kernel = att.mlp_att.weight @ att.loc_conv.weight.flatten(1)  # no bias in either: one convolution
     zoneout = getattr(decoder.lstm[0], "zoneout_rate", 0.0)
     shape = (len(previous), 4, batch, first.hidden_size)
-    keep = _zoneout(zoneout, shape, decoder.training, hs.dtype)
+    keep = _zoneout(zoneout, shape, decoder.training, hs)
     z, context, weights = _Loop.apply(
         hs,
         att.mlp_enc(hs),
@@ -82,11 +82,11 @@ def _forward(decoder: Any, hs: Tensor, hlens: Tensor, ys: Tensor) -> tuple[Tenso
     return after.transpose(1, 2), before.transpose(1, 2), logits, weights.transpose(0, 1)
 
 
-def _zoneout(rate: float, shape: tuple[int, ...], training: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+def _zoneout(rate: float, shape: tuple[int, ...], training: bool, like: Tensor) -> Tensor:
     """(T, 4, B, H) share of the old state that is kept: z and c of the first layer, then of the second."""
     if training and rate > 0.0:
-        return torch.empty(shape, dtype=dtype).bernoulli_(rate)
-    return torch.full(shape, rate, dtype=dtype)
+        return like.new_empty(shape).bernoulli_(rate)
+    return like.new_full(shape, rate)
 
 
 class _Loop(torch.autograd.Function):

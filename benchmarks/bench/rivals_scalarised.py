@@ -14,6 +14,7 @@ from torchjd.scalarization import DWA, FAMO, UW, Scalarizer
 
 from bench.arms import Plain
 from bench.host import Training
+from tts_brain.feedback.rollback import RandomStates
 
 TASKS = ("l1", "mse", "bce", "attn")
 
@@ -142,20 +143,23 @@ class Famo(Scalarised):
             self._batch = None
 
     def _forward(self, *args: Any, **kwargs: Any) -> Any:
-        state = torch.get_rng_state()
+        state = RandomStates().state_dict()
         (loss, stats, rest), values = self._call_host(*args, **kwargs)
         if torch.is_grad_enabled() and bool(values.isfinite().all()):
             loss = self.scalarizer(values).reshape(loss.shape)
             self._batch = args, kwargs, state
         return loss, stats, rest
 
-    def _after_update(self, run: Training, args: tuple[Any, ...], kwargs: dict[str, Any], state: Tensor) -> Tensor:
+    def _after_update(self, run: Training, args: tuple[Any, ...], kwargs: dict[str, Any], state: Any) -> Tensor:
+        states = RandomStates()
+        now = states.state_dict()
         buffers = {name: buffer.clone() for name, buffer in run.tts.named_buffers()}
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
+        states.load_state_dict(state)
+        with torch.no_grad():
             _, values = self._call_host(*args, **kwargs)
             for name, buffer in run.tts.named_buffers():
                 buffer.copy_(buffers[name])
+        states.load_state_dict(now)
         return values
 
 

@@ -204,8 +204,16 @@ def brains(rows: Iterable[Mapping[str, Any]]) -> str:
     return f"The rows of the brain are of {len(codes)} versions of its code (rows of each): {listed}."
 
 
+def devices(rows: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence on where its rows were trained; empty for the processor alone, where rows that do not say were."""
+    count = Counter(row.get("device", "cpu") for row in rows)
+    if set(count) <= {"cpu"}:
+        return ""
+    return f"Where the models trained (rows of each): {', '.join(f'{name} ({n})' for name, n in count.items())}."
+
+
 def show(benchmark: str, rows: Sequence[Mapping[str, Any]], path: Path, console: Any) -> None:
-    """The table on a terminal, and whole as Markdown in ``path``; below it which versions of the brain are in it."""
+    """The table on a terminal, and whole as Markdown in ``path``; below it the brains in it, and where they ran."""
     from rich.table import Table
 
     if not rows:
@@ -213,8 +221,9 @@ def show(benchmark: str, rows: Sequence[Mapping[str, Any]], path: Path, console:
         return
     whole = benchmark == "rescue"
     lines = rescue_table(rows) if whole else table(rows, columns_of(benchmark))
-    title, versions = "rescued of the seeds run" if whole else caption(rows), brains(rows)
-    below = f"\n{versions}\n" if versions else ""
+    title = "rescued of the seeds run" if whole else caption(rows)
+    about = " ".join(filter(None, [brains(rows), devices(rows)]))
+    below = f"\n{about}\n" if about else ""
     _write(path, f"# {benchmark}\n\n{title[0].upper()}{title[1:]}.\n\n{markdown(lines)}{below}")
     head, *body = lines
     shown = Table(title=f"{benchmark}: {title}")
@@ -224,8 +233,8 @@ def show(benchmark: str, rows: Sequence[Mapping[str, Any]], path: Path, console:
     for line in body:
         shown.add_row(*(line[number] for number in narrow))
     console.print(shown)
-    if versions:
-        console.print(versions, markup=False)
+    if about:
+        console.print(about, markup=False)
 
 
 def _write(path: Path, text: str) -> None:

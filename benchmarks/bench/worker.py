@@ -44,6 +44,9 @@ def serve(jobs: Iterable[str]) -> None:
     for line in jobs:
         job = json.loads(line)
         sys.stdout.flush()
+        if job["device"] != "cpu":  # the host asks at import what the GPU can do, and that cannot be forked
+            say({"done": _guarded(job) == 0})
+            continue
         child = os.fork()
         if child == 0:
             os._exit(_guarded(job))
@@ -68,8 +71,8 @@ def run(job: Mapping[str, Any]) -> None:
     """Train one cell.
 
     Args:
-        job: ``arm``, ``seed``, ``folder`` of the corpus, ``setting``, and ``start``, a bad start or empty; with
-            ``traces``, a folder, the trace of the run goes there under the cell's ``key``.
+        job: ``arm``, ``seed``, ``folder`` of the corpus, ``setting``, ``start``, a bad start or empty, and
+            ``device``; with ``traces``, a folder, the trace of the run goes there under the cell's ``key``.
     """
     setting = Setting(**job["setting"])
     corpus = load(Path(job["folder"]), min_s=setting.min_s, max_s=setting.max_s, held_out=setting.held_out)
@@ -84,7 +87,8 @@ def run(job: Mapping[str, Any]) -> None:
             result = _population(job["arm"], corpus, setting, seed, Path(folder))
         else:
             result = _one(job, corpus, setting, seed, Path(folder), progress)
-    say({"result": {**result, "clips": len(corpus.train), "versions": versions() | {"code": code()}}})
+    about = {"device": job["device"], "clips": len(corpus.train), "versions": versions() | {"code": code()}}
+    say({"result": {**result, **about}})
 
 
 def code() -> str:
@@ -111,7 +115,7 @@ def _one(
         setting, corpus, arm = start.setting(setting), start.corpus(corpus, seed), start.arm(arm)
     traces = job.get("traces")
     arm = recorded(arm) if traces else arm
-    training = Training(corpus, setting, seed, folder)
+    training = Training(corpus, setting, seed, folder, device=job["device"])
     if start is not None:
         start.begin(training)
     training.run(arm, progress)
