@@ -2,17 +2,20 @@
 
     python benchmarks/speaking_rates.py [--data DIR] [--seeds 3] [--steps 500]
 
-One row per bad start of `rescue`: the share of clips far off the usual rate after so many batches of 16, and at which
-step the user is told first, for each seed.
+One row per bad start of `rescue`: the share of clips far off the usual rate after so many batches of 16, at which step
+the user is told first, and which clips the attention's terms leave out at the end, of those with a wrong text and of
+those with the right one; for each seed.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 from run import SHARED, _longest
 
 STARTS = (
@@ -36,12 +39,24 @@ def main() -> int:
     args = parser.parse_args()
 
     from bench.bad_starts import BAD_STARTS
-    from bench.data import batches, load
+    from bench.data import batches, collate, load
     from tts_brain.feedback.transcripts import SpeakingRates
     from tts_brain.pytorch.audio import speaking_rates
 
     corpus = load(args.data, min_s=1.0, max_s=_longest(args.data), held_out=24)
-    print(f"{corpus.name}, {len(corpus.train)} clips\n{'start':26} share and first told at, seed by seed")
+    print(f"{corpus.name}, {len(corpus.train)} clips\n{'start':26} share, first told at, left out: seed by seed")
+
+    def left_out(clips, believable):
+        """Shares of the clips with a wrong text, and of those with the right one."""
+        right = {clip.name: clip.text for clip in corpus.train}
+        least, most = believable or (0.0, math.inf)
+        found = {True: [], False: []}
+        for clip in clips:
+            _, one = collate([clip])
+            (rate,) = speaking_rates(one["speech"], one["speech_lengths"], one["text_lengths"])
+            found[not np.array_equal(clip.text, right[clip.name])].append(not least <= rate <= most)
+        return " of the wrong, ".join(f"{np.mean(found[wrong] or [0.0]):.0%}" for wrong in (True, False))
+
     for start in STARTS:
         said = []
         for seed in range(args.seeds):
@@ -50,7 +65,8 @@ def main() -> int:
             for step, (names, batch) in enumerate(islice(batches(spoilt.train, 16, seed), args.steps), start=1):
                 rates.add(names, speaking_rates(batch["speech"], batch["speech_lengths"], batch["text_lengths"]))
                 first = step if first is None and rates.suspicious else first
-            said.append(f"{rates.share:6.1%} {'never' if first is None else first:>5}")
+            out = left_out(spoilt.train, rates.believable)
+            said.append(f"{rates.share:6.1%} {'never' if first is None else first:>5} ({out} of the right)")
         print(f"{start or 'clean':26} {'  '.join(said)}", flush=True)
     return 0
 

@@ -53,3 +53,24 @@ def test_the_forward_sum_term_is_added_beside_the_guide() -> None:
     both = with_knobs(NONE, **{FORWARD_SUM_WEIGHT: 0.1, GUIDED_WEIGHT: 2.0})
     guide = guided_loss(attention(), FRAMES, TOKENS, places(), 0.4)
     assert both.item() == pytest.approx(3.0 + 0.1 * path + 2.0 * guide)
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_terms_of_ours_look_only_at_the_clips_they_are_told_to(kept: int) -> None:
+    knobs, only = {FORWARD_SUM_WEIGHT: 0.1, GUIDED_WEIGHT: 2.0}, slice(kept, kept + 1)
+    clips = torch.arange(2) == kept
+    weights = attention().requires_grad_()
+    loss = with_attention_terms(LOSS, knobs, weights, FRAMES, TOKENS, places, HOSTS, clips)
+    alone = lambda: places()[only]  # noqa: E731
+    of_one = with_attention_terms(
+        LOSS, knobs, attention()[only], FRAMES[only], TOKENS[only], alone, HOSTS, torch.tensor([True])
+    )
+    assert loss.item() == pytest.approx(of_one.item())
+    loss.backward()
+    assert weights.grad[1 - kept].abs().max() == 0.0 < weights.grad[kept].abs().max()
+
+
+def test_without_any_clip_the_hosts_guide_is_gone_all_the_same() -> None:
+    nothing = torch.zeros(2, dtype=torch.bool)
+    knobs = {FORWARD_SUM_WEIGHT: 0.1, GUIDED_WEIGHT: 2.0}
+    assert with_attention_terms(LOSS, knobs, attention(), FRAMES, TOKENS, places, HOSTS, nothing).item() == 2.5

@@ -1,6 +1,7 @@
 """Exchanged transcripts are seen by how much text there is for the speech; a speaker's own ways are not."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,24 @@ def test_a_few_odd_clips_or_a_small_start_are_not_enough() -> None:
     assert seen([9.0] * 255).share == 0.0, "nobody knows yet what is usual"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_where_texts_are_mixed_up_few_right_ones_are_not_believed_and_many_wrong_ones(seed: int) -> None:
+    assert seen(drawn(1024, 0.0, seed)[0]).believable is None, "nothing is amiss"
+    rates, wrong = drawn(1024, 0.3, seed)
+    least, most = seen(rates).believable or (0.0, 0.0)
+    doubted = {f"clip{n}" for n, rate in enumerate(rates) if not least <= rate <= most}
+    right = {f"clip{n}" for n in range(1024)} - wrong
+    assert len(doubted & right) < 0.1 * len(right) and len(doubted & wrong) > 0.5 * len(wrong)
+
+
 @given(st.lists(st.floats(allow_nan=True, allow_infinity=True), max_size=600), st.integers(0, 600))
 def test_any_numbers_and_a_resume_at_any_clip(rates: list[float], cut: int) -> None:
     whole, parts, resumed = seen(rates), seen(rates[:cut]), SpeakingRates()
     resumed.load_state_dict(json.loads(json.dumps(parts.state_dict())))
     resumed.add([f"clip{n}" for n in range(cut, len(rates))], rates[cut:])
     assert resumed.state_dict() == whole.state_dict()
+    least, most = whole.believable or (0.0, math.inf)
+    assert 0.0 <= least <= most
     assert 0.0 <= whole.share <= 1.0 and len(whole.farthest) <= 32 and len(whole.state_dict()["page"]) < 256
 
 

@@ -22,6 +22,7 @@ from tts_brain.attention.guide import guided_places
 from tts_brain.attention.terms import HostGuide, with_attention_terms
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
+from tts_brain.pytorch.audio import believable
 from tts_brain.pytorch.replaced import Replaced
 from tts_brain.pytorch.session import BrainSession
 
@@ -117,7 +118,9 @@ class CriterionTap:
         hosts = self._criterion.ga_alpha * losses["ga_loss"] if "ga_loss" in losses else None
         guide = HostGuide(hosts, self._criterion.ga_alpha / self.tokens, self._host_sigma)
         attention = inputs["alignments"], inputs["alignment_lens"], inputs["input_lens"]
-        loss = with_attention_terms(losses["loss"], knobs, *attention, partial(self._places, inputs), guide)
+        features = inputs["mel_input"], inputs["output_lens"]
+        clips = believable(*features, inputs["input_lens"], self._session.believable_rates)
+        loss = with_attention_terms(losses["loss"], knobs, *attention, partial(self._places, inputs), guide, clips)
         mel = [losses[n] * getattr(self._criterion, alpha) for n, alpha in _MEL_TERMS.items() if n in losses]
         gate = None if counts is None else losses["stopnet_loss"]
         added = added_by_knobs(knobs, torch.stack(mel).sum(), gate, counts)

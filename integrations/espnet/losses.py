@@ -24,7 +24,7 @@ from tts_brain.attention.terms import HostGuide, with_attention_terms
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.losses.shaping import Counts, added_by_knobs
 from tts_brain.losses.tversky import soft_counts
-from tts_brain.pytorch.audio import look_at_some, speaking_rates
+from tts_brain.pytorch.audio import believable, look_at_some, speaking_rates
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.replaced import Replaced
 from tts_brain.pytorch.session import BrainSession
@@ -140,7 +140,8 @@ class LossTap:
             return loss
         hosts = HostGuide(self._guided_loss, self._host_weight(), self._host_sigma)
         places = partial(self._places, frames)
-        loss = with_attention_terms(loss, knobs, self._attention, frames, tokens, places, hosts)
+        clips = believable(*self._mel, self._texts, self._session.believable_rates)
+        loss = with_attention_terms(loss, knobs, self._attention, frames, tokens, places, hosts, clips)
         added = added_by_knobs(knobs, mel, gate, counts)
         return loss if added is None else loss + added
 

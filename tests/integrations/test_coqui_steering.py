@@ -1,5 +1,6 @@
 """In full mode a knob reaches the host: the update, the loss, and nothing else."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,9 @@ from TTS.tts.utils.helpers import sequence_mask
 
 from tts_brain.attention.forward_sum import forward_sum
 from tts_brain.attention.guide import guided_loss, guided_places
+from tts_brain.feedback.transcripts import SpeakingRates
 from tts_brain.losses.tversky import soft_counts, tversky_loss
+from tts_brain.pytorch.audio import speaking_rates
 from tts_brain.types import OVER_SPEECH
 
 NEVER = 10_000
@@ -233,6 +236,26 @@ def test_the_forward_sum_term(one: OneBatch) -> None:
     path = forward_sum(attention, frames, texts).mean()
     assert path.item() > 0.0
     assert close(ours, neutral + 0.2 * path)
+
+
+def test_where_texts_are_mixed_up_our_terms_look_at_the_clips_that_may_be_right(one: OneBatch) -> None:
+    frames, texts, attention = (one.inputs[name] for name in ("alignment_lens", "input_lens", "alignments"))
+    rates = speaking_rates(one.inputs["mel_input"], one.inputs["output_lens"], texts)
+    usual = 1.25 * math.sqrt(min(rates) * max(rates))  # the slowest is just too slow
+    diagnosis = one.trainer.brain.session._diagnosis
+    diagnosis._rates.add([], [usual] * 240 + [9.0 * usual] * 16)
+    try:
+        least, most = diagnosis.believable_rates
+        kept = torch.tensor([least <= rate <= most for rate in rates])
+        assert 0 < kept.sum() < len(kept), "else nothing is shown here"
+        neutral = one.host()["loss"]
+        with one.knobs(forward_sum_weight=0.2):
+            ours = one.ours()["loss"]
+    finally:
+        diagnosis._rates = SpeakingRates()
+    path = forward_sum(attention, frames, texts)
+    assert close(ours, neutral + 0.2 * path[kept].mean())
+    assert not close(ours, neutral + 0.2 * path.mean())
 
 
 def test_all_knobs_and_their_gradient(one: OneBatch) -> None:

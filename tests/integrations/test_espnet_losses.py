@@ -17,6 +17,7 @@ from tts_brain.attention.guide import guided_loss, guided_places, tokens_at_once
 from tts_brain.attention.metrics import measure, report
 from tts_brain.config import BrainConfig
 from tts_brain.losses.tversky import soft_counts, tversky_loss
+from tts_brain.pytorch.audio import speaking_rates
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import KNOBS, OVER_FRAMES, OVER_SPEECH, Capabilities
 from tts_brain_espnet.losses import LossTap
@@ -151,6 +152,25 @@ def test_the_forward_sum_term_is_added_and_the_host_reports_none_of_it(bench: Be
     assert path.item() > 0.0
     assert loss.item() == pytest.approx(neutral.item() + 0.2 * path.item(), rel=1e-5)
     assert stats == host_stats
+
+
+def test_where_texts_are_mixed_up_our_terms_look_at_the_clips_that_may_be_right(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    bench.batch["feats"][0, :15] -= 20.0  # the first clip is silent for half of its time
+    rates = speaking_rates(bench.batch["feats"], LENGTHS[1], LENGTHS[0])
+    assert bench.session.believable_rates is None
+    bench.session._diagnosis._rates.add([], [rates[1]] * 240 + [9.0 * rates[1]] * 16)
+    least, most = bench.session.believable_rates
+    assert [least <= rate <= most for rate in rates] == [False, True, True]
+    neutral, attention = bench.host()[0], bench.attention()
+    bench.knobs(forward_sum_weight=0.2)
+    tokens, frames = bench.lengths()
+    r = bench.tts.reduction_factor
+    places = guided_places(OVER_SPEECH, bench.batch["feats"], LENGTHS[1], r, frames, attention.shape[1])
+    path = forward_sum(attention, frames, tokens, tokens_at_once(places, frames, tokens))
+    without_guide = neutral.item() - bench.cells()[0]
+    assert bench.forward()[0].item() == pytest.approx(without_guide + 0.2 * path[1:].mean().item(), rel=1e-5)
+    assert path[0] != pytest.approx(path[1:].mean().item(), rel=0.01)
 
 
 @pytest.mark.parametrize("loss_type", ["L1", "L2", "L1+L2"])

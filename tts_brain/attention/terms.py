@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from tts_brain.attention.forward_sum import forward_sum
@@ -35,6 +36,7 @@ def with_attention_terms(
     tokens: Tensor,
     places: Callable[[], Tensor],
     host: HostGuide,
+    clips: Tensor | None = None,
 ) -> Tensor:
     """The host's loss with what guided weight, width and forward-sum weight change of it.
 
@@ -45,6 +47,7 @@ def with_attention_terms(
         frames, tokens: (B,) lengths.
         places: gives ``guide.guided_places``; called only where a term needs them.
         host: its guide, which ours takes the place of.
+        clips: (B,) bool, those that our terms look at; None for all.
 
     Returns:
         A scalar; ``loss`` itself where nothing changes.
@@ -55,12 +58,18 @@ def with_attention_terms(
         return loss
     where = places()
     if guided is not None:
-        ours = guided * guided_loss(attention, frames, tokens, where, sigma)
+        looked_at = frames if clips is None else frames.to(clips.device) * clips
+        ours = guided * guided_loss(attention, looked_at, tokens, where, sigma)
         loss = loss + (ours if host.loss is None else ours - host.loss)
     if weight > FORWARD_SUM_OFF:
         path = forward_sum(attention, frames, tokens, tokens_at_once(where, frames, tokens))
-        loss = loss + weight * path.mean()
+        loss = loss + weight * (path.mean() if clips is None else _mean_of(path, clips))
     return loss
+
+
+def _mean_of(values: Tensor, some: Tensor) -> Tensor:
+    """0 of none."""
+    return torch.where(some, values, 0.0).sum() / some.sum().clamp(min=1)
 
 
 def _our_guide(knobs: Mapping[str, float], host: HostGuide) -> tuple[float | None, float]:

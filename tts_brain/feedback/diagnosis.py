@@ -128,6 +128,11 @@ class Diagnosis:
         """Are the clips whose speaking rate is known so few that every step's are worth a look?"""
         return self._rates.clips < _FEW_RATES
 
+    @property
+    def believable_rates(self) -> tuple[float, float] | None:
+        """Least and most tokens per frame of speech of a clip whose text may be right; None while all may be."""
+        return self._rates.believable
+
     def _data(self, facts: BatchFacts) -> list[Advice]:
         found = []
         if facts.not_finite:

@@ -41,9 +41,27 @@ def speaking_rates(mel: Tensor, lengths: Tensor, tokens: Tensor) -> tuple[float,
         mel, lengths: (B, T, mels), in any affine scale of log mel, and (B,) valid frames of it.
         tokens: (B,) of the text.
     """
-    frames = (speech(mel, lengths) > 0.5).sum(1)
-    rates: list[float] = (tokens.to(frames.device) / frames).tolist()
+    rates: list[float] = _rates(mel, lengths, tokens).tolist()
     return tuple(rates)
+
+
+def believable(mel: Tensor, lengths: Tensor, tokens: Tensor, rates: tuple[float, float] | None) -> Tensor | None:
+    """Which clips have as much text as is spoken in their time, (B,) bool; nothing waits for the device.
+
+    Args:
+        mel, lengths, tokens: as for ``speaking_rates``.
+        rates: the least and the most tokens per frame; None gives None, for all.
+    """
+    if rates is None:
+        return None
+    least, most = rates
+    own = _rates(mel, lengths, tokens)
+    return (own >= least) & (own <= most)
+
+
+def _rates(mel: Tensor, lengths: Tensor, tokens: Tensor) -> Tensor:
+    frames = (speech(mel, lengths) > 0.5).sum(1)
+    return tokens.to(frames.device) / frames
 
 
 def edge_silence(mel: Tensor, lengths: Tensor) -> float:

@@ -149,6 +149,11 @@ class BrainSession:
         return self._heard and (self._diagnosis.few_rates or (self.step + 1) % self.config.decide_every == 0)
 
     @property
+    def believable_rates(self) -> tuple[float, float] | None:
+        """Where transcripts are mixed up: tokens per frame, the least and the most, of clips to learn to align from."""
+        return self._diagnosis.believable_rates
+
+    @property
     def _heard(self) -> bool:
         return self.active and not self._faulted and not self._lost
 
@@ -318,6 +323,13 @@ class BrainSession:
         ):
             log.log(level, "[brain] step %d: %s", self.step, advice.message)
             self._chronicle.event(self.step, "advice", advice.message, cause=advice.cause)
+            if self.knobs and advice.cause == "wrong transcripts" and self.believable_rates is not None:
+                least, most = self.believable_rates
+                message = (
+                    "the guide and the forward-sum term look only at clips that have the text that is spoken in their "
+                    f"time: {least:.3g} to {most:.3g} tokens per frame"
+                )
+                self._chronicle.event(self.step, "clips_left_out", message)
         # Of several ranks one might fail to, and their weights would part.
         if kept_in == "float16" and not self._ranks.several:
             self._hold_moments()
