@@ -168,9 +168,9 @@ class CoquiAdapter:
         self._text_length = float(tokens.double().mean())
         trainer = self._trainer
         self._criterion.reduction_factor = int(trainer.model.decoder.r)
-        self.session.see_regime(
-            {"reduction factor": int(trainer.model.decoder.r), "batch size": int(trainer.config.batch_size)}
-        )
+        # A gradual training writes another batch size into the config, which a loader that is there does not read.
+        size = getattr(trainer.train_loader, "batch_size", None) or trainer.config.batch_size
+        self.session.see_regime({"reduction factor": int(trainer.model.decoder.r), "batch size": int(size)})
 
     def _after_step(self, losses: Mapping[str, Any], batch: Mapping[str, Any]) -> Decision | None:
         raw = {"total": _number(self._criterion.host_total)}
@@ -184,7 +184,8 @@ class CoquiAdapter:
         self.session.see_batch(self._facts(batch, raw))
         # 0 is what the host logs for a norm that was not finite, or not computed. Where it does not clip it measures
         # before the scaler has taken its scale back.
-        scaled = self._trainer.scaler is not None and not getattr(self._trainer.config, "grad_clip", None)
+        clips = (getattr(self._trainer.config, "grad_clip", None) or 0.0) > 0.0
+        scaled = self._trainer.scaler is not None and not clips
         norm = 0.0 if scaled else _number(losses.get("grad_norm", 0.0))
         return self.session.after_batch(
             raw,

@@ -7,6 +7,7 @@ The section is added to Coqui's classes themselves, not to subclasses: ``load_co
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
@@ -19,6 +20,8 @@ from TTS.tts.configs.tacotron_config import TacotronConfig
 from TTS.tts.models.base_tacotron import BaseTacotron
 
 from tts_brain.config import BrainConfig, flag_meant
+
+log = logging.getLogger("tts_brain")
 
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
 _FLAG = "--coqpit.brain."
@@ -115,6 +118,8 @@ def _attach_when_enabled(host: Any) -> Any:
         host(self, trainer)
         section = BrainSection.deserialize_immutable(getattr(trainer.config, "brain", None))
         refuse_unknown_flags(sys.argv[1:])
+        refuse_flags_without_effect(sys.argv[1:], section)
+        _say_whose_settings(self, trainer, section)
         if section.enabled and section.mode != "off":
             from tts_brain_coqui.adapter import attach
 
@@ -134,8 +139,42 @@ def refuse_unknown_flags(arguments: list[str]) -> None:
     for argument in arguments:
         if not argument.startswith(_FLAG):
             continue
-        name = argument.removeprefix(_FLAG).split("=")[0]
+        name = _name(argument)
         if name not in known:
             near = get_close_matches(name, known, n=1)
             hint = f"did you mean {_FLAG}{near[0]}? " if near else ""
             raise ValueError(f"unknown brain flag {argument!r}; {hint}Known are {_FLAG}{{{', '.join(known)}}}")
+
+
+def refuse_flags_without_effect(arguments: list[str], section: Any) -> None:
+    """A setting of a brain that nobody has switched on; to say that it is off is no mistake.
+
+    Raises:
+        ValueError: names the flag, and the one that is missing.
+    """
+    said = [argument for argument in arguments if argument.startswith(_FLAG)]
+    said_off = section.mode == "off" or any(_name(argument) == "enabled" for argument in said)
+    if section.enabled or not said or said_off:
+        return
+    raise ValueError(f"{said[0]} sets a brain that is off; write {_FLAG}enabled true, too")
+
+
+def _say_whose_settings(model: Any, trainer: Any, section: Any) -> None:
+    """A continued run reads all of its ``config.json``: what the recipe says by now is lost on it."""
+    wanted = getattr(getattr(model, "config", None), "brain", None)
+    if not getattr(trainer.args, "continue_path", "") or wanted is None:
+        return
+    recipes = BrainSection.deserialize_immutable(wanted)
+    if recipes.to_dict() != section.to_dict():
+        is_, was = (f"{'on' if one.enabled else 'off'}, mode {one.mode}" for one in (section, recipes))
+        log.warning(
+            "[brain] this run goes on with the brain settings of its own config.json (%s), not with the recipe's (%s): "
+            "write %s… to change them",
+            is_,
+            was,
+            _FLAG,
+        )
+
+
+def _name(flag: str) -> str:
+    return flag.removeprefix(_FLAG).split("=")[0]

@@ -35,6 +35,8 @@ _MEL_TERMS = {
     "postnet_diff_spec_loss": "postnet_diff_spec_alpha",
     "decoder_ssim_loss": "postnet_ssim_alpha",
     "postnet_ssim_loss": "postnet_ssim_alpha",
+    "decoder_b_loss": "decoder_alpha",  # of a second decoder: backwards, or with a larger reduction factor
+    "decoder_coarse_loss": "decoder_alpha",
 }
 
 

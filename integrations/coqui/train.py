@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tts_brain.corpus import CorpusError
-from tts_brain_coqui.config import install, refuse_unknown_flags
+from tts_brain_coqui.config import install, refuse_flags_without_effect, refuse_unknown_flags
 from tts_brain_coqui.corpus import register
 
 _GIVE = "give --config_path config.json, or --continue_path with the folder of a run"
@@ -51,6 +51,8 @@ def _check(arguments: list[str]) -> None:
         config = _read(path, overrides)
         refuse_unknown_flags(arguments)
         brain = getattr(config, "brain", None)
+        if brain is not None:
+            refuse_flags_without_effect(arguments, brain)
         if brain is not None and brain.enabled and brain.mode != "off":
             brain.to_brain()
     except Exception as error:

@@ -101,7 +101,7 @@ FLAGS = {
     "on": (["--coqpit.brain.enabled", "true", "--coqpit.brain.mode", "observe"], "observe"),
     "equals sign": (["--coqpit.brain.enabled=true", "--coqpit.brain.tversky_A=0.2"], "full"),
     "beside the host's": (["--coqpit.lr", "0.5", "--coqpit.brain.enabled", "true"], "full"),
-    "mode only": (["--coqpit.brain.mode", "observe"], None),
+    "off": (["--coqpit.brain.mode", "off"], None),
 }
 
 
@@ -118,6 +118,15 @@ def test_on_the_command_line(form: str, corpus: Path, tmp_path: Path, monkeypatc
 def test_the_command_line_can_switch_off(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", "--coqpit.brain.enabled", "false"])
     assert attached(make_config(corpus, tmp_path, model="tacotron", brain=True), command_line=True) is None
+
+
+@pytest.mark.parametrize("flags", [["--coqpit.brain.mode", "observe"], ["--coqpit.lr", "1", "--coqpit.brain.seed=3"]])
+def test_a_flag_of_a_brain_that_nobody_switched_on_is_refused(
+    flags: list[str], corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    with pytest.raises(ValueError, match=r"sets a brain that is off; write --coqpit\.brain\.enabled true, too"):
+        attached(make_config(corpus, tmp_path, model="tacotron"), command_line=True)
 
 
 def in_python(corpus: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any) -> None:
@@ -213,6 +222,7 @@ def trains(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (("--config_path", "bad.json"), "bad.json: decide_every=0 is out of range; write a whole number from 1"),
         (("--config_path", "good.json", "--coqpit.brain.decide_every", "0"), "good.json: decide_every=0 is out of"),
         (("--config_path", "good.json", "--coqpit.brain.decide_evry", "5"), "did you mean --coqpit.brain.decide_every"),
+        (("--config_path", "none.json", "--coqpit.brain.decide_every", "5"), "decide_every sets a brain that is off"),
     ],
 )
 def test_what_cannot_be_trained_with_is_one_line(
@@ -224,6 +234,7 @@ def test_what_cannot_be_trained_with_is_one_line(
 ) -> None:
     written(tmp_path, {"decide_every": 0}).rename(tmp_path / "bad.json")
     written(tmp_path, True).rename(tmp_path / "good.json")
+    written(tmp_path, False).rename(tmp_path / "none.json")
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "torn.json").write_text('{"model": ')
     monkeypatch.chdir(tmp_path)

@@ -52,6 +52,27 @@ def test_runs(kind: str, corpus: Path, tmp_path: Path) -> None:
     assert all(o["stop"] is not None for o in records(trainer, "observation"))
 
 
+@pytest.mark.parametrize("kind", ["tacotron, decoder back", "tacotron2 double decoder"])
+def test_the_mel_weight_moves_what_a_second_decoder_makes_too(kind: str, corpus: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(corpus, tmp_path, brain=quick("observe"), **KINDS[kind]), steps=1)
+    tap, seen = trainer.brain._criterion, []
+    host = tap._host_forward
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        seen.append((host(*args, **kwargs), tap._signature.bind(*args, **kwargs).arguments))
+        return seen[-1][0]
+
+    tap._host_forward = keep
+    trainer._fit()
+    losses, inputs = seen[0]
+    # All spectrogram terms have a weight of 0.25; the decoders' distance from each other is none of them.
+    mel = [value for name, value in losses.items() if name.startswith(("decoder_", "postnet_"))]
+    mel += [-losses[name] for name in ("decoder_c_loss", "decoder_ddc_loss") if name in losses]
+    assert len(mel) == 9, "seven terms, one that is none, and that one taken off"
+    added = tap._shaped(losses, inputs, {"mel_weight": 3.0}, None) - losses["loss"]
+    assert added.item() == pytest.approx(2.0 * 0.25 * sum(mel).item(), rel=1e-4)
+
+
 def test_gradual_training_starts_the_trends_anew(corpus: Path, tmp_path: Path) -> None:
     config = make_config(
         corpus,
@@ -79,6 +100,14 @@ def test_a_schedule_that_starts_at_once_is_no_change(corpus: Path, tmp_path: Pat
     trainer = run(config, steps=1)
     assert trainer.config.batch_size == 3
     assert records(trainer)[0]["kind"] == "start"
+    assert not events(trainer, "regime_changed")
+
+
+def test_a_batch_size_that_the_loader_does_not_take_up_is_no_change(corpus: Path, tmp_path: Path) -> None:
+    """A schedule writes it into the config in the second epoch; the host goes on with the loader of the first."""
+    schedule = {"r": 7, "gradual_training": [[0, 7, 2], [2, 7, 3]], "epochs": 2}
+    trainer = run(make_config(corpus, tmp_path, model="tacotron", brain=quick(), **schedule), steps=2)
+    assert trainer.config.batch_size == 3 and trainer.train_loader.batch_size == 2
     assert not events(trainer, "regime_changed")
 
 

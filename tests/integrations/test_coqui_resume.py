@@ -118,6 +118,18 @@ def test_resuming_inside_a_schedule_is_no_change_of_regime(corpus: Path, tmp_pat
     assert len(events(resumed, "regime_changed")) == 1
 
 
+@pytest.mark.parametrize(
+    ("recipes", "says"), [(False, ["on, mode full), not with the recipe's (off"]), (quick("observe"), ["mode observe"])]
+)
+def test_a_recipe_that_has_changed_its_mind_is_told_that_the_run_has_not(
+    recipes: Any, says: list[str], copy: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(copy.corpus, copy.folder, model="tacotron", brain=recipes)
+    trainer = make_trainer(config, steps=1, args=TrainerArgs(continue_path=str(copy.path)))
+    assert trainer.brain.session.config.mode == "full"
+    assert [all(say in line for say in says) for line in caplog.messages if "of its own config.json" in line] == [True]
+
+
 def test_a_change_made_between_two_sessions_is_seen(copy: Run) -> None:
     trainer = copy.resume(steps=2)
     trainer.config.batch_size = 3
