@@ -93,6 +93,15 @@ def test_what_an_alignment_was_at_another_reduction_factor_is_not_held_against_i
     assert (Verdict.ROLL_BACK in run.verdicts) is not changes
 
 
+def test_a_name_that_an_older_sidecar_lacks_is_no_change_and_a_word_may_be_one(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    for regime in ({"r": 7}, {"r": 7, "loss_type": "L1"}, {"r": 7, "loss_type": "L1+L2"}):
+        run.session.see_regime(regime)
+        run.go(1)
+    changed = [r["message"] for r in read_journal(tmp_path) if r.get("event") == "regime_changed"]
+    assert changed == ["loss_type L1 → L1+L2"]
+
+
 def full(*_: Any, **__: Any) -> Any:
     raise OSError(errno.ENOSPC, "No space left on device")
 

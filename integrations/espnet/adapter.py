@@ -82,7 +82,20 @@ class EspnetAdapter:
         self._losses = LossTap(tts, self.session)
         # ESPnet hands the ids of a batch to its model, which keeps them from ``tts``.
         self._names = model.register_forward_pre_hook(self._keep_names, with_kwargs=True)
-        self._regime = {"reduction factor": int(tts.reduction_factor), "accum_grad": int(options.accum_grad)}
+        self._regime = {
+            "reduction factor": int(tts.reduction_factor),
+            "accum_grad": int(options.accum_grad),
+            "loss_type": str(tts.loss_type),
+        }
+        if not options.grad_clip > 0.0:
+            log.warning(
+                "[brain] grad_clip: %s is no way to switch clipping off: torch's clip %s then. Write a large one, such "
+                "as grad_clip: 1.0e+9",
+                options.grad_clip,
+                "turns every gradient round"
+                if options.grad_clip < 0.0
+                else "makes every gradient 0, and nothing is learned",
+            )
 
     def resumed(self, reporter: Reporter, scaler: Any) -> None:
         """The host has read a checkpoint: go on from the sidecar of its epoch."""

@@ -25,6 +25,7 @@ _BATCH = 16
 _NEEDED = ("tts", "token_list", "valid_data_path_and_name_and_type")
 _GIVE = "give the folder of a finished run, whose config.yaml ESPnet wrote"
 _EXTRAS = ("spembs", "sids", "lids")
+_SPEECH = ("wav.scp", "sound")
 
 
 class Probe:
@@ -72,6 +73,8 @@ class Probe:
 def clips(train_config: Path, folder: Path, limit: int | None = None) -> list[dict[str, Tensor]]:
     """The clips of a dump folder (``text``, ``wav.scp``), as a run with ``train_config`` reads them.
 
+    Speech is looked for under the name of the run's own, and read as that is: ``feats.scp``, say, of a run on features.
+
     Speakers, languages and speaker vectors of a run that was trained with them are looked for in the folder too, then
     beside those that it was validated with.
 
@@ -83,15 +86,17 @@ def clips(train_config: Path, folder: Path, limit: int | None = None) -> list[di
         FileNotFoundError: a file of ``folder`` is missing.
         ValueError: ``train_config`` is of no run.
     """
-    for name in ("text", "wav.scp"):
+    args = _arguments(train_config)
+    inputs = args.valid_data_path_and_name_and_type
+    speech, kind = next(((Path(path).name, kind) for path, name, kind in inputs if name == "speech"), _SPEECH)
+    for name in ("text", speech):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder / name} is missing; give a dump folder such as dump/raw/eval")
-    args = _arguments(train_config)
     loader = TTSTask.build_streaming_iterator(
         [
             (str(folder / "text"), "text", "text"),
-            (str(folder / "wav.scp"), "speech", "sound"),
-            *_extras(args.valid_data_path_and_name_and_type, folder),
+            (str(folder / speech), "speech", kind),
+            *_extras(inputs, folder),
         ],
         dtype="float32",
         batch_size=_BATCH,

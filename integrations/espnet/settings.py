@@ -49,6 +49,12 @@ def read_settings(args: argparse.Namespace) -> BrainConfig | None:
     return config
 
 
+def is_set_for_nothing(args: argparse.Namespace) -> bool:
+    """Settings of a brain that is not switched on, which somebody must have meant: not off, nor all the defaults."""
+    conf = getattr(args, "brain_conf", None) or {}
+    return not args.brain and bool(conf) and conf != BrainConfig().to_dict() and conf.get("mode") != "off"
+
+
 def _flag(text: str) -> bool:
     try:
         return str2bool(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,9 @@ from espnet2.tasks.tts import TTSTask
 from espnet2.train.trainer import Trainer
 
 from tts_brain.config import BrainConfig
-from tts_brain_espnet.settings import add_arguments, read_settings
+from tts_brain_espnet.settings import add_arguments, is_set_for_nothing, read_settings
+
+log = logging.getLogger("tts_brain")
 
 
 class BrainTTSTask(TTSTask):
@@ -44,6 +47,8 @@ class BrainTTSTask(TTSTask):
     @classmethod
     def main_worker(cls, args: argparse.Namespace) -> None:
         cls.trainer = Trainer
+        if is_set_for_nothing(args):
+            log.warning("[brain] brain_conf is given, but no brain: write brain: true, or leave brain_conf out")
         if read_settings(args) is not None and not args.collect_stats:
             # Not earlier: statistics, and a run without the brain, need not wait for its libraries.
             from tts_brain_espnet.trainer import BrainTrainer

@@ -1,10 +1,13 @@
 """Both doors to a brain-aware training: the drop-in script, and ``tts-brain run`` around a whole recipe."""
 
 import io
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ pytest.importorskip("espnet2", reason="ESPnet is not installed: uv pip install '
 
 import yaml
 from espnet2.bin import tts_train as host_script
+from espnet2.tasks.tts import TTSTask
 from espnet_run import Data, Run, quick, write_config
 
 from tts_brain.config import BrainConfig
@@ -57,6 +61,26 @@ def test_print_config_shows_the_settings() -> None:
     BrainTTSTask.print_config(text)
     shown = yaml.safe_load(text.getvalue())
     assert shown["brain"] is False and shown["brain_conf"] == BrainConfig().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("brain", "conf", "said"),
+    [
+        (False, {"mode": "observe"}, True),
+        (False, {"decide_every": 5}, True),
+        (False, {"mode": "off", "decide_every": 5}, False),
+        (False, {}, False),
+        (False, BrainConfig().to_dict(), False),
+        (True, {"mode": "observe"}, False),
+    ],
+)
+def test_settings_of_no_brain_are_told_of(
+    brain: bool, conf: dict[str, Any], said: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(TTSTask, "main_worker", classmethod(lambda cls, args: None))
+    with caplog.at_level(logging.WARNING):
+        BrainTTSTask.main_worker(SimpleNamespace(brain=brain, brain_conf=conf, collect_stats=True))
+    assert [("write brain: true" in line) for line in caplog.messages] == [True] * said
 
 
 def test_our_script_has_what_the_hosts_has() -> None:

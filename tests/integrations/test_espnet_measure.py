@@ -8,7 +8,10 @@ import pytest
 
 pytest.importorskip("espnet2", reason="ESPnet is not installed: uv pip install 'tts-brain[espnet]'")
 
+import numpy as np
+import soundfile
 import torch
+import yaml
 from espnet_run import Data, Run, train
 
 from tts_brain_espnet import measure
@@ -79,6 +82,24 @@ def test_further_inputs_of_the_model_are_read_too(espnet_data: Data, tmp_path: P
         (bare / name).write_text((espnet_data.folder / name).read_text())
     assert measure.main([*arguments, str(bare)]) == 2
     assert "trained with sids, and neither" in capsys.readouterr().err
+
+
+def test_speech_is_read_as_the_run_itself_reads_it(run: Run, espnet_data: Data, tmp_path: Path) -> None:
+    """A run on numbers, in a file by another name: ``sound`` would take the file's name for a recording's."""
+    config = yaml.safe_load((run.path / "config.yaml").read_text())
+    lines = (espnet_data.folder / "wav.scp").read_text().split()
+    for name, path in zip(lines[::2], lines[1::2], strict=True):
+        np.save(tmp_path / f"{name}.npy", soundfile.read(path, dtype="float32")[0])
+    listed = "".join(f"{name} {tmp_path / name}.npy\n" for name in lines[::2])
+    (tmp_path / "waves.scp").write_text(listed)
+    (tmp_path / "text").write_text((espnet_data.folder / "text").read_text())
+    config["valid_data_path_and_name_and_type"] = [["x/text", "text", "text"], ["x/waves.scp", "speech", "npy"]]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (same,), (plain,) = clips(tmp_path / "config.yaml", tmp_path), clips(run.path / "config.yaml", espnet_data.folder)
+    assert all(torch.equal(same[name], plain[name]) for name in plain) and set(same) == set(plain)
+    (tmp_path / "waves.scp").unlink()
+    with pytest.raises(FileNotFoundError, match=r"waves\.scp is missing"):
+        clips(tmp_path / "config.yaml", tmp_path)
 
 
 @pytest.mark.parametrize(

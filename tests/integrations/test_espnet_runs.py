@@ -90,6 +90,16 @@ def test_only_optimizer_steps_count(espnet_data: Data, tmp_path: Path) -> None:
     assert not run.events("skipped_gradient")
 
 
+@pytest.mark.parametrize(("clip", "does"), [(0.0, "makes every gradient 0"), (-1.0, "turns every gradient round")])
+def test_a_clip_that_is_meant_as_none_is_named(
+    clip: float, does: str, espnet_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        train(tmp_path, espnet_data.config(grad_clip=clip, **BRAIN))
+    said = [line for line in caplog.messages if "grad_clip" in line and "[brain]" in line]
+    assert len(said) == 1 and does in said[0] and "such as grad_clip: 1.0e+9" in said[0]
+
+
 class CpuScaler(torch.cuda.amp.GradScaler):
     """The host's scaler only works on a GPU; torch's own for the CPU is the same code."""
 

@@ -121,7 +121,7 @@ class BrainSession:
         self._rescue = Rescue(self.manager, self.parts, folder / "snapshots", self._ranks)
         self._pending: list[Observation] = []
         self._diagnosis = Diagnosis()
-        self._regime: dict[str, int] | None = None
+        self._regime: dict[str, int | str] | None = None
         self._started = False
         self._resumed = False
         self._faulted = False
@@ -200,22 +200,23 @@ class BrainSession:
         """Show the stop token's soft counts of one batch; kept on the device until the next decision."""
         self._stop.add(true_positive, false_positive, false_negative)
 
-    def see_regime(self, regime: Mapping[str, int]) -> None:
+    def see_regime(self, regime: Mapping[str, int | str]) -> None:
         """Show what the host's losses mean at the step to come; when that changed, baselines start anew.
 
         Args:
-            regime: whole numbers by name, such as the reduction factor, the same on every rank. The first ones seen are
-                the start, and a resume goes on with those of the sidecar.
+            regime: whole numbers or words by name, such as the reduction factor, the same on every rank. The first ones
+                seen are the start, and a resume goes on with those of the sidecar.
         """
         before, self._regime = self._regime, dict(regime)
-        if not self.active or before is None or before == self._regime:
+        # A sidecar of an older version lacks a name that has come since.
+        changed = [
+            f"{name} {before[name]} → {now}" for name, now in regime.items() if before and before.get(name, now) != now
+        ]
+        if not self.active or before is None or not changed:
             return
         if self._meeting is not None and self._meeting.untold(self.step):
             self._share(self._meeting, deciding=False)  # what was seen so far belongs to the old regime
         self.manager.regime_changed()
-        changed = [
-            f"{name} {before.get(name)} → {value}" for name, value in regime.items() if before.get(name) != value
-        ]
         self._chronicle.event(self.step, "regime_changed", ", ".join(changed))
 
     def heal(self) -> list[str]:
