@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tts_brain.feedback.diagnosis import BatchFacts, Diagnosis
-from tts_brain.pytorch.audio import alike_tail, edge_silence, end_labelled_at, look_at_some, speaking_rates
+from tts_brain.pytorch.audio import alike_tail, believable, edge_silence, end_labelled_at, look_at_some, speaking_rates
 from tts_brain.types import AttentionReport, Observation, TrainingPhase
 
 GOOD = BatchFacts(16, ("a", "b"), (), 0.05)
@@ -239,3 +239,24 @@ def test_silence_at_the_ends_does_not_change_how_fast_a_clip_is_spoken(
 
 def test_a_clip_without_frames_has_no_rate() -> None:
     assert speaking_rates(torch.zeros(1, 5, 8), torch.tensor([0]), torch.tensor([3])) == (math.inf,)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kept"),
+    [
+        ((10, 12, 8), (True, True, True)),
+        ((10, 13, 8), (True, False, True)),
+        ((7, 10, 10), (False, True, True)),
+        ((10, 20, 30, 10), (True, False, False, True)),
+        ((10, 20, 30), (True, True, True)),
+    ],
+)
+def test_clips_whose_text_can_be_right_and_all_where_most_would_be_wrong(
+    tokens: tuple[int, ...], kept: tuple[bool, ...]
+) -> None:
+    mel = torch.randn(1, 100, 8, generator=torch.Generator().manual_seed(0)).expand(len(tokens), -1, -1)
+    lengths, texts = torch.full((len(tokens),), 100), torch.tensor(tokens)
+    (rate, *_) = speaking_rates(mel, lengths, torch.full_like(texts, 10))
+    assert believable(mel, lengths, texts, None) is None
+    found = believable(mel, lengths, texts, (rate / 1.25, rate * 1.25))
+    assert found is not None and tuple(found.tolist()) == kept
