@@ -55,6 +55,8 @@ def main() -> int:
     from tts_brain.corpus import CorpusError
 
     try:
+        if args.device != "cpu" and args.name not in STEPS:
+            raise Refused(f"{args.name} runs on the processor: leave out --device, which is for {', '.join(STEPS)}")
         return {"identity": _identity, "overhead": _overhead, "components": _components}.get(args.name, _cells)(args)
     except (CorpusError, Refused, OSError) as error:
         print(f"run.py: {error}", file=sys.stderr)
@@ -197,7 +199,8 @@ def _rows(args: argparse.Namespace, corpus: str, name: str | None = None) -> Pat
     also = [""] if args.model == "small" else ["", args.model]
     # What is tuned on stands in no table, and makes no oracle; the oracle of the tables is asked for by name.
     seeds = f"-from-seed-{args.first_seed}" * (args.first_seed != 0 and name is None)
-    return RESULTS / f"{name or args.name}-{corpus}{'-'.join(also + ['quick'] * args.quick)}{seeds}.jsonl"
+    on = f"-{args.device}" * (args.device != "cpu" and name is None)
+    return RESULTS / f"{name or args.name}-{corpus}{'-'.join(also + ['quick'] * args.quick)}{seeds}{on}.jsonl"
 
 
 def _identity(args: argparse.Namespace) -> int:

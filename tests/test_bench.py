@@ -42,6 +42,7 @@ from bench.plans import (
     make_arm,
     oracle,
 )
+from bench.pool import _Worker
 from bench.speech import distortion
 from bench.store import Cell, Store
 from tts_brain.corpus import CorpusError
@@ -620,6 +621,30 @@ def test_a_gpu_that_is_not_there_is_refused_before_a_cell_runs(tmp_path: Path) -
     run = [sys.executable, str(BENCHMARKS / "run.py"), "align", "--device", "cuda", "--json", str(tmp_path / "rows")]
     done = subprocess.run(run, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 2 and "torch sees no GPU here; write --device cpu" in done.stderr
+
+
+@pytest.mark.parametrize(("device", "unseen"), [("cpu", True), ("cuda", False)])
+def test_only_cells_of_the_processor_do_not_see_a_gpu(
+    device: str, unseen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    started: list[Any] = []
+
+    def start(*args: Any, **kwargs: Any) -> Any:
+        started.append(kwargs["env"])
+        return SimpleNamespace(stderr=())
+
+    monkeypatch.setattr("bench.pool.subprocess.Popen", start)
+    _Worker(None)._started(device)  # type: ignore[arg-type]
+    assert [env["CUDA_VISIBLE_DEVICES"] for env in started] == ["" if unseen else "3"]
+
+
+def test_parts_that_know_no_gpu_refuse_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import run
+
+    monkeypatch.setattr(sys, "argv", ["run.py", "identity", "--device", "cuda"])
+    assert run.main() == 2
+    assert "identity runs on the processor: leave out --device" in capsys.readouterr().err
 
 
 def test_populations_stay_on_the_processor() -> None:

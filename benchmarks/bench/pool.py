@@ -79,7 +79,7 @@ class _Worker:
     def run(self, job: Mapping[str, Any], name: str, steps: int) -> dict[str, Any] | None:
         """The cell's result, or None when it failed; what it last said on the way is printed then."""
         task = self._progress.add_task(name, total=steps, note="")
-        process = self._started()
+        process = self._started(job["device"])
         assert process.stdin is not None and process.stdout is not None
         result = None
         with suppress(BrokenPipeError):
@@ -102,16 +102,17 @@ class _Worker:
         self._progress.remove_task(task)
         return result
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _started(self, device: str) -> subprocess.Popen[str]:
         if self._process is None:
+            # Where there is a GPU and cells are of the CPU: a fork of a process that has seen it could not train.
+            unseen = {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}
             self._process = subprocess.Popen(
                 [sys.executable, str(_RUN), "--worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                # Cells are of a CPU; where there is a GPU, a fork of a process that has seen it could not train.
-                env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+                env={**os.environ, "OMP_NUM_THREADS": "1", **unseen},
                 start_new_session=True,  # its children end with it
             )
             errors = self._process.stderr

@@ -38,6 +38,7 @@ class Scalarised(Plain):
         self._handles: list[Any] = []
 
     def attach(self, run: Training) -> None:
+        self.scalarizer.to(run.device)
         self._host = run.tts.forward
         self._handles = [
             run.tts.taco2_loss.register_forward_hook(self._keep),

@@ -45,7 +45,9 @@ def serve(jobs: Iterable[str]) -> None:
         job = json.loads(line)
         sys.stdout.flush()
         if job["device"] != "cpu":  # the host asks at import what the GPU can do, and that cannot be forked
-            say({"done": _guarded(job) == 0})
+            if _guarded(job) != 0:
+                return  # a fault may have spoilt the GPU for this process: without an answer, another one is started
+            say({"done": True})
             continue
         child = os.fork()
         if child == 0:

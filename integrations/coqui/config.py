@@ -116,10 +116,14 @@ def _add_section(cls: type) -> None:
 def _attach_when_enabled(host: Any) -> Any:
     def on_init_end(self: Any, trainer: Any) -> None:
         host(self, trainer)
-        section = BrainSection.deserialize_immutable(getattr(trainer.config, "brain", None))
         refuse_unknown_flags(sys.argv[1:])
+        flags = _brains(sys.argv[1:])
+        if flags and hasattr(trainer.config, "brain"):
+            # A continued run has read its config.json over them.
+            trainer.config.parse_known_args(flags, relaxed_parser=True)
+        section = BrainSection.deserialize_immutable(getattr(trainer.config, "brain", None))
         refuse_flags_without_effect(sys.argv[1:], section)
-        _say_whose_settings(self, trainer, section)
+        _say_whose_settings(self, trainer, section, {_name(flag) for flag in flags})
         if section.enabled and section.mode != "off":
             from tts_brain_coqui.adapter import attach
 
@@ -153,27 +157,41 @@ def refuse_flags_without_effect(arguments: list[str], section: Any) -> None:
         ValueError: names the flag, and the one that is missing.
     """
     said = [argument for argument in arguments if argument.startswith(_FLAG)]
-    said_off = section.mode == "off" or any(_name(argument) == "enabled" for argument in said)
+    said_off = section.mode == "off" or "enabled" in map(_name, said)
     if section.enabled or not said or said_off:
         return
     raise ValueError(f"{said[0]} sets a brain that is off; write {_FLAG}enabled true, too")
 
 
-def _say_whose_settings(model: Any, trainer: Any, section: Any) -> None:
-    """A continued run reads all of its ``config.json``: what the recipe says by now is lost on it."""
+def _say_whose_settings(model: Any, trainer: Any, section: Any, flagged: set[str]) -> None:
+    """A continued run reads all of its ``config.json``: what the recipe says by now is lost on it.
+
+    Told where the recipe's is still there: a model that was given a copy of its config has it.
+    """
     wanted = getattr(getattr(model, "config", None), "brain", None)
     if not getattr(trainer.args, "continue_path", "") or wanted is None:
         return
-    recipes = BrainSection.deserialize_immutable(wanted)
-    if recipes.to_dict() != section.to_dict():
-        is_, was = (f"{'on' if one.enabled else 'off'}, mode {one.mode}" for one in (section, recipes))
+    recipes = BrainSection.deserialize_immutable(wanted).to_dict()
+    lost = [
+        f"{name} {value!r} (the recipe says {recipes[name]!r})"
+        for name, value in section.to_dict().items()
+        if name not in flagged and recipes[name] != value
+    ]
+    if lost:
         log.warning(
-            "[brain] this run goes on with the brain settings of its own config.json (%s), not with the recipe's (%s): "
-            "write %s… to change them",
-            is_,
-            was,
+            "[brain] this run goes on with the brain of its own config.json: %s. Flags such as %smode change it",
+            ", ".join(lost),
             _FLAG,
         )
+
+
+def _brains(arguments: list[str]) -> list[str]:
+    """The brain's flags and, where they stand apart, their values."""
+    found: list[str] = []
+    for argument, after in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument.startswith(_FLAG):
+            found += [argument] if "=" in argument or after.startswith("--") else [argument, after]
+    return found
 
 
 def _name(flag: str) -> str:

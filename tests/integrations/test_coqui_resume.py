@@ -119,15 +119,47 @@ def test_resuming_inside_a_schedule_is_no_change_of_regime(corpus: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("recipes", "says"), [(False, ["on, mode full), not with the recipe's (off"]), (quick("observe"), ["mode observe"])]
+    ("recipes", "says"),
+    [
+        (False, "enabled True (the recipe says False)"),
+        (quick("observe"), "mode 'full' (the recipe says 'observe')"),
+        (quick(), ""),
+    ],
 )
 def test_a_recipe_that_has_changed_its_mind_is_told_that_the_run_has_not(
-    recipes: Any, says: list[str], copy: Run, caplog: pytest.LogCaptureFixture
+    recipes: Any, says: str, copy: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = make_config(copy.corpus, copy.folder, model="tacotron", brain=recipes)
     trainer = make_trainer(config, steps=1, args=TrainerArgs(continue_path=str(copy.path)))
     assert trainer.brain.session.config.mode == "full"
-    assert [all(say in line for say in says) for line in caplog.messages if "of its own config.json" in line] == [True]
+    assert [says in line for line in caplog.messages if "of its own config.json" in line] == [True] * bool(says)
+
+
+@pytest.mark.parametrize("command_line", [True, False])
+@pytest.mark.parametrize(
+    ("flags", "mode"),
+    [
+        (["--coqpit.brain.mode", "observe"], "observe"),
+        (["--coqpit.lr", "0.5", "--coqpit.brain.mode=assist"], "assist"),
+        (["--coqpit.brain.enabled", "false"], None),
+    ],
+)
+def test_flags_reach_a_continued_run_whichever_way_the_host_reads_its_own(
+    command_line: bool,
+    flags: list[str],
+    mode: str | None,
+    copy: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """``coqui-train`` has the host read ``config.json`` over the flags; a recipe has it read them last."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *flags])
+    config = make_config(copy.corpus, copy.folder, model="tacotron", brain=quick())
+    args = TrainerArgs(continue_path=str(copy.path))
+    trainer = make_trainer(config, steps=1, args=args, command_line=command_line)
+    brain = getattr(trainer, "brain", None)
+    assert (None if brain is None else brain.session.config.mode) == mode
+    assert not any("of its own config.json" in line for line in caplog.messages)
 
 
 def test_a_change_made_between_two_sessions_is_seen(copy: Run) -> None:

@@ -40,8 +40,11 @@ from tts_brain.pytorch.rescue import RanksParted, Rescue
 from tts_brain.pytorch.step import StepUnderWay
 from tts_brain.statefile import StateFileError, load_state, save_state
 from tts_brain.types import (
+    FORWARD_SUM_WEIGHT,
     GRAD_CLIP,
     GRAD_CLIP_OFF,
+    GUIDED_SIGMA,
+    GUIDED_WEIGHT,
     LEARNING_RATE,
     Capabilities,
     Decision,
@@ -324,7 +327,8 @@ class BrainSession:
         ):
             log.log(level, "[brain] step %d: %s", self.step, advice.message)
             self._chronicle.event(self.step, "advice", advice.message, cause=advice.cause)
-            if self.knobs and advice.cause == "wrong transcripts" and self.believable_rates is not None:
+            turned = self.knobs.keys() & {GUIDED_WEIGHT, GUIDED_SIGMA, FORWARD_SUM_WEIGHT}
+            if turned and advice.cause == "wrong transcripts" and self.believable_rates is not None:
                 least, most = self.believable_rates
                 message = (
                     "the guide and the forward-sum term look only at clips that have the text that is spoken in their "
