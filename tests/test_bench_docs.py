@@ -293,3 +293,20 @@ def test_the_folder_has_every_file_of_rows_that_the_docs_name() -> None:
     named = set(re.findall(r"[a-z0-9-]+\.jsonl", DOCS))
     missing = {name for name in named if not name.startswith("-") and not (RESULTS / Path(name)).exists()}
     assert missing == set()
+
+
+def test_every_cell_of_rescue_on_long_clips_is_that_of_the_rows() -> None:
+    pytest.importorskip("espnet2", reason="ESPnet is not installed: uv pip install 'tts-brain[espnet]'")
+    (heading,) = re.findall(r"^### `rescue` on long clips.*$", DOCS, flags=re.M)
+    rows = rows_of("rescue-ljspeech-subset")
+    (table,) = tables(heading)
+    lines = rescue_lines(rows)
+    assert table == lines
+    saved, run = (
+        sum(int(line["rescued"].split(" of ")[part]) for start, line in lines.items() if start != "clean")
+        for part in (0, 1)
+    )
+    text = " ".join(DOCS.split(heading)[1].split("\n#")[0].split())
+    assert f"**The brain: {saved} of {run}** ({100 * saved / run:.1f} %)" in text and f"{run} runs" in heading
+    devices = {(row["seed"], row.get("device", "cpu")) for row in rows}
+    assert devices == {(0, "cpu"), (1, "cuda")}
