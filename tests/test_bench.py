@@ -300,9 +300,12 @@ def test_seeds_to_tune_on_have_rows_of_their_own() -> None:
     import run
 
     told = {"model": "small", "name": "noharm", "quick": False}
-    tables, tuned = (SimpleNamespace(first_seed=first, **told) for first in (0, 10))
-    assert [run._rows(args, "x").name for args in (tables, tuned)] == ["noharm-x.jsonl", "noharm-x-from-seed-10.jsonl"]
-    assert run._rows(tables, "x", "align") == run._rows(tuned, "x", "align")  # where the oracle is looked for
+    places = ((0, "cpu"), (10, "cpu"), (0, "cuda"))  # rows of a GPU compare among themselves
+    several = [SimpleNamespace(first_seed=first, device=device, **told) for first, device in places]
+    names = [run._rows(args, "x").name for args in several]
+    assert names == ["noharm-x.jsonl", "noharm-x-from-seed-10.jsonl", "noharm-x-cuda.jsonl"]
+    # Where the oracle is looked for.
+    assert len({run._rows(args, "x", "align") for args in several}) == 1
 
 
 @pytest.mark.parametrize(
@@ -363,7 +366,7 @@ def test_the_oracle_does_not_mix_settings(
     # Never within 40 steps counts as 80, which would have won over 300 of 500.
     monkeypatch.setattr(run, "RESULTS", tmp_path)
     (tmp_path / "align-made-up.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [*short, *long]))
-    arguments = SimpleNamespace(first_seed=0, arms=None, name="noharm", model="small", quick=False)
+    arguments = SimpleNamespace(first_seed=0, arms=None, name="noharm", model="small", quick=False, device="cpu")
     assert run._arms(arguments, "made-up") == (first, AT + first)
     assert "rows of other settings left out of" in capsys.readouterr().err
 

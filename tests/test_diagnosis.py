@@ -232,7 +232,8 @@ def test_silence_at_the_ends_does_not_change_how_fast_a_clip_is_spoken(
     silence = quiet * 0.05 - 6.0
     mel = torch.cat([silence[:, :before], loud, silence[:, before:], torch.full((1, padding, 8), 3.0)], 1)
     (rate,) = speaking_rates(mel, torch.tensor([spoken + before + after]), torch.tensor([12]))
-    assert rate == pytest.approx(12.0 / spoken, rel=0.15)  # a word may begin softly: the edges are a frame or two
+    # A word may begin softly: the edges are a frame or two.
+    assert abs(12.0 / rate - spoken) <= max(4.0, 0.15 * spoken)
     scaled = speaking_rates(7.0 - 0.5 * -mel, torch.tensor([spoken + before + after]), torch.tensor([12]))
     assert scaled == pytest.approx((rate,))
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, make_dataclass
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import Any
 
 from coqpit import Coqpit
@@ -188,7 +189,7 @@ def _say_whose_settings(model: Any, trainer: Any, section: Any, flagged: set[str
 def _brains(arguments: list[str]) -> list[str]:
     """The brain's flags and, where they stand apart, their values."""
     found: list[str] = []
-    for argument, after in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, after in pairwise([*arguments, "--"]):
         if argument.startswith(_FLAG):
             found += [argument] if "=" in argument or after.startswith("--") else [argument, after]
     return found

@@ -102,6 +102,7 @@ FLAGS = {
     "equals sign": (["--coqpit.brain.enabled=true", "--coqpit.brain.tversky_A=0.2"], "full"),
     "beside the host's": (["--coqpit.lr", "0.5", "--coqpit.brain.enabled", "true"], "full"),
     "off": (["--coqpit.brain.mode", "off"], None),
+    "none": ([], None),
 }
 
 
@@ -113,6 +114,13 @@ def test_on_the_command_line(form: str, corpus: Path, tmp_path: Path, monkeypatc
     assert attached(config, command_line=True) == mode
     assert config.lr == (0.5 if "--coqpit.lr" in flags else 1e-3)
     assert config.brain.tversky_A == (0.2 if form == "equals sign" else 0.3)
+
+
+def test_a_recipe_without_any_argument(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    for number, brain in enumerate((True, False)):
+        config = make_config(corpus, tmp_path / str(number), model="tacotron", brain=brain)
+        assert attached(config) == ("full" if brain else None)
 
 
 def test_the_command_line_can_switch_off(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
