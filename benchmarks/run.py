@@ -84,7 +84,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one seed, few steps, three arms")
     parser.add_argument("--jobs", type=int, default=2, help="processes, of one thread each")
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where models train; the same cell on either"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="where models train; a GPU's rows go to a file of their own",
     )
     parser.add_argument("--json", type=Path, help="where rows go and are looked for")
     parser.add_argument(
