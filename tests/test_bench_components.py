@@ -198,8 +198,14 @@ def test_a_part_run_again_leaves_the_others_alone(tmp_path: Path, monkeypatch: p
 
 def test_the_model_of_ranks_is_a_line_that_never_falls() -> None:
     assert component_ranks.line((2, 4, 8), (1.2, 1.4, 1.8)) == pytest.approx((1.0, 0.1))
-    assert component_ranks.line((2, 4, 8), (3.0, 2.0, 1.0)) == pytest.approx((2.0, 0.0))
+    assert component_ranks.line((2, 4, 8), (3.0, 2.0, 1.0)) == pytest.approx((66 / 49, 0.0)), "relative errors"
     assert component_ranks.line((2, 4, 8), (0.1, 1.0, 3.0))[0] == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_ranks_cost_is_measured_in_real_processes(count: int) -> None:
+    cost = component_ranks.measure(count, rounds=2)
+    assert cost.whole > cost.exchange and (cost.exchange > 0.0) == (cost.each_step > 0.0) == (count > 1)
 
 
 def test_what_is_not_finite_is_null_in_the_file() -> None:

@@ -26,7 +26,7 @@ from tts_brain.config import BrainConfig
 from tts_brain.feedback.rollback import RollbackManager
 from tts_brain.journal import JOURNAL_NAME, read_journal
 from tts_brain.pytorch import ranks as ranks_module
-from tts_brain.pytorch import session as session_module
+from tts_brain.pytorch import sidecar as sidecar_module
 from tts_brain.pytorch.ranks import Ranks
 from tts_brain.pytorch.session import BrainSession
 from tts_brain.types import (
@@ -236,9 +236,9 @@ def full_disk(folder: Path) -> dict[str, Any]:
         if step == 11 and ranks.first:
             run.session.journal.write = write
         if step == 8:
-            saved, session_module.save_state = session_module.save_state, full
+            saved, sidecar_module.save_state = sidecar_module.save_state, full
             run.session.save(folder / "state.safetensors")
-            session_module.save_state = saved
+            sidecar_module.save_state = saved
 
     return run.train(before=before).outcome(saved=(folder / "state.safetensors").exists())
 
@@ -300,8 +300,10 @@ def unread_sidecar(folder: Path) -> dict[str, Any]:
     """Written by rank 0, found by all but the last rank (a node of its own, without the folder)."""
     ranks = Ranks.of_this_run()
     path = folder / "state.safetensors"
-    Run(folder / "first", ranks).train(4, before=lambda run, step: step == 4 and run.session.save(path))
+    first = Run(folder / "first", ranks).train(3)
+    first.session.save(path)
     run = Run(folder / "second", ranks)
+    run.model.load_state_dict(first.model.state_dict())
     loaded = run.session.load(path if ranks.index < ranks.count - 1 else folder / "nowhere" / path.name)
     return run.train(8, first=4).outcome(loaded=loaded)
 

@@ -14,8 +14,9 @@ from tts_brain.config import BrainConfig
 from tts_brain.feedback import rollback
 from tts_brain.feedback.diagnosis import BatchFacts
 from tts_brain.journal import read_journal
-from tts_brain.pytorch import session as session_module
+from tts_brain.pytorch import sidecar as sidecar_module
 from tts_brain.pytorch.session import BrainSession
+from tts_brain.statefile import save_state
 from tts_brain.types import GUIDED_SIGMA, KNOBS, LEARNING_RATE, Capabilities, Verdict
 
 HOST = Capabilities(host="one", losses=("total", "mel"), knobs=tuple(KNOBS), alignment="attention", stop_token=False)
@@ -113,7 +114,7 @@ def test_a_full_disk_costs_records_and_sidecars_and_is_said_once(
     before = dict(run.session.knobs)
     with monkeypatch.context() as patch, caplog.at_level(logging.ERROR):
         patch.setattr(run.session.journal, "write", full)
-        patch.setattr(session_module, "save_state", full)
+        patch.setattr(sidecar_module, "save_state", full)
         run.go(10)
         run.session.save(tmp_path / "sidecar")
     said = [r.getMessage() for r in caplog.records]
@@ -124,7 +125,9 @@ def test_a_full_disk_costs_records_and_sidecars_and_is_said_once(
     run.session.save(tmp_path / "sidecar")
     steps = {r["step"] for r in read_journal(tmp_path) if r["kind"] == "decision"}
     assert steps == {*range(2, 11, 2), *range(22, 31, 2)}
-    assert Run(tmp_path / "resumed").session.load(tmp_path / "sidecar")
+    resumed = Run(tmp_path / "resumed")
+    resumed.model.load_state_dict(run.model.state_dict())
+    assert resumed.session.load(tmp_path / "sidecar")
 
 
 def test_a_snapshot_that_cannot_be_written_is_tried_again_in_its_turn(
@@ -190,3 +193,32 @@ def test_speaking_rates_are_asked_for_at_first_and_then_once_per_decision(tmp_pa
     assert asked[32:] == [False, False, False, True] * 2
     run.session.fault(RuntimeError("of ours"))
     assert not run.session.wants_rates
+
+
+def test_a_sidecar_is_used_with_the_weights_that_it_is_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also after rounding, as another device sums in another order; not with those of another run."""
+    run = Run(tmp_path / "run").go(6)
+    sidecar = tmp_path / "state.safetensors"
+    run.session.save(sidecar)
+    weights = {name: value.clone() for name, value in run.model.state_dict().items()}
+    rounded = Run(tmp_path / "rounded")
+    rounded.model.load_state_dict({n: v * (1.0 + 1e-6) if v.is_floating_point() else v for n, v in weights.items()})
+    assert rounded.session.load(sidecar) and rounded.session.step == 6
+    other = Run(tmp_path / "other").go(5)
+    assert not other.session.load(sidecar, step_otherwise=5) and other.session.step == 5
+    assert "is of other weights than the checkpoint" in caplog.text and str(sidecar) in caplog.text
+    assert other.session.active and other.go(3).session.step == 8
+
+
+def test_a_sidecar_without_norms_or_of_weights_that_broke_is_used(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run").go(6)
+    with torch.no_grad():
+        run.model[0].weight[0, 0] = torch.nan
+    run.session.save(tmp_path / "nan.safetensors")
+    assert run.session.load(tmp_path / "nan.safetensors")
+    state = sidecar_module.read_sidecar(tmp_path / "nan.safetensors", run.model)
+    del state["weights"]
+    save_state(
+        tmp_path / "old.safetensors", state, kind=sidecar_module.SIDECAR_KIND, version=sidecar_module.SIDECAR_VERSION
+    )
+    assert Run(tmp_path / "later").session.load(tmp_path / "old.safetensors")

@@ -8,9 +8,9 @@ outvotes nobody and tells nothing of the outcome.
 Figures are the least of many, as ``timeit`` has it: with more ranks than cores, and other jobs on them, a median is
 mostly the waiting for a core. What is left of that grows with the ranks, so the model errs to the dear side.
 
-Model: gloo gathers in a ring, so its time is a latency and a term per rank, neither of them below 0, fitted by least
-squares to what was measured; the merge is measured at any number of ranks, in one process. It knows of no network but
-this machine's own.
+Model: gloo gathers in a ring, so its time is a latency and a term per rank, neither of them below 0, fitted to what was
+measured by least squares of the relative errors; the merge is measured at any number of ranks, in one process. It knows
+of no network but this machine's own.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _whole(config: BrainConfig, ranks: Ranks, rounds: int) -> float:
         if ranks.several:
             copy.deepcopy(manager.state_dict())
         manager.decide()
-        if ranks.several and not meeting.agree(manager.state_dict()):
+        if ranks.several and not meeting.same_outcome(manager.state_dict()):
             raise RuntimeError("the ranks do not agree on what all were shown alike")
         taken.append(1000.0 * (spent + time.perf_counter() - start))
     return min(taken[_WARM_UP:])
@@ -134,9 +134,9 @@ def measure(count: int, rounds: int) -> Cost:
 
 
 def line(counts: Sequence[int], ms: Sequence[float]) -> tuple[float, float]:
-    """Latency and term per rank, least squares, neither below 0."""
+    """Latency and term per rank, neither below 0: least squares of the relative errors, as the times lie far apart."""
     columns = np.stack([np.ones(len(counts)), np.asarray(counts, dtype=float)], axis=1)
-    latency, per_rank = nnls(columns, np.asarray(ms, dtype=float))[0].tolist()
+    latency, per_rank = nnls(columns / np.asarray(ms, dtype=float)[:, None], np.ones(len(counts)))[0].tolist()
     return latency, per_rank
 
 

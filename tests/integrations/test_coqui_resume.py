@@ -15,7 +15,7 @@ pytest.importorskip("TTS", reason="Coqui is not installed: pip install 'tts-brai
 from coqui_run import assert_same, events, make_config, make_trainer, quick, records, weights
 from trainer import TrainerArgs
 
-from tts_brain.pytorch.session import SIDECAR_KIND, SIDECAR_VERSION
+from tts_brain.pytorch.sidecar import SIDECAR_KIND, SIDECAR_VERSION
 from tts_brain.statefile import save_state
 
 STEPS = 8

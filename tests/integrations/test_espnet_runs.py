@@ -254,7 +254,7 @@ def test_a_run_begun_anew_keeps_its_own_sidecars(espnet_data: Data, tmp_path: Pa
     assert {path.name for path in brain.glob("state_*")} == kept
 
 
-@pytest.mark.parametrize("harm", ["missing", "damaged"])
+@pytest.mark.parametrize("harm", ["missing", "damaged", "of another run"])
 def test_a_bad_sidecar_is_said_and_left(
     harm: str, espnet_data: Data, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -262,8 +262,10 @@ def test_a_bad_sidecar_is_said_and_left(
     path = train(tmp_path, config).path / "brain" / "state_1.safetensors"
     if harm == "missing":
         path.unlink()
-    else:
+    elif harm == "damaged":
         path.write_bytes(path.read_bytes()[:100])
+    else:
+        train(tmp_path, espnet_data.config(seed=1), None, "--resume", "false")  # begun anew without the brain
     with caplog.at_level(logging.ERROR):
         run = train(tmp_path, {**config, "max_epoch": 2}, None, "--resume", "true")
     assert "the brain starts afresh" in caplog.text and "state_1.safetensors" in caplog.text

@@ -37,8 +37,9 @@ from tts_brain.pytorch.meeting import Meeting
 from tts_brain.pytorch.optimizer import OptimizerTap
 from tts_brain.pytorch.ranks import Ranks, RanksLost
 from tts_brain.pytorch.rescue import RanksParted, Rescue
+from tts_brain.pytorch.sidecar import read_sidecar, write_sidecar
 from tts_brain.pytorch.step import StepUnderWay
-from tts_brain.statefile import StateFileError, load_state, save_state
+from tts_brain.statefile import StateFileError
 from tts_brain.types import (
     FORWARD_SUM_WEIGHT,
     GRAD_CLIP,
@@ -55,8 +56,6 @@ from tts_brain.types import (
 
 log = logging.getLogger("tts_brain")
 
-SIDECAR_KIND = "brain"
-SIDECAR_VERSION = 1
 # Updates in a row that a gradient scaler may leave out while it looks for its scale: from 2^16 to 1 are 16 halvings.
 _SCALE_SEARCH = 24
 
@@ -109,6 +108,7 @@ class BrainSession:
             "random": RandomStates(),
             "brain": self.manager,
         }
+        self._model = model
         self._ranks = ranks or Ranks()
         self._meeting = Meeting(self._ranks, capabilities.losses, config.decide_every) if self._ranks.several else None
         self._chronicle = Chronicle(folder, self.manager, self._ranks, dashboard)
@@ -528,7 +528,7 @@ class BrainSession:
             "diagnosis": self._diagnosis.state_dict(),
         }
         try:
-            save_state(path, state, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
+            write_sidecar(path, state, self._model)
         except OSError as error:
             message = f"{path} cannot be written ({error}): a resume from this checkpoint would start the brain afresh"
             log.error("[brain] %s", message)
@@ -536,6 +536,8 @@ class BrainSession:
 
     def load(self, path: Path, *, step_otherwise: int = 0) -> bool:
         """Go on from a sidecar. One that cannot be used is reported and left as it is; the brain then starts afresh.
+
+        The host has loaded its weights before: a sidecar of other weights is one that cannot be used.
 
         With other ranks, all must call it; they step aside when it gave them different states.
 
@@ -559,7 +561,7 @@ class BrainSession:
 
     def _load(self, path: Path, step_otherwise: int) -> bool:
         try:
-            state = load_state(path, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
+            state = read_sidecar(path, self._model)
             step, regime = int(state["step"]), state["regime"]
             self.manager.load_state_dict(state["manager"])
         except (OSError, ValueError, KeyError, TypeError) as error:
