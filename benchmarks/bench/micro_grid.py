@@ -209,7 +209,10 @@ def _medians(pairs: Iterable[tuple[Point | None, Mapping[str, Any]]]) -> dict[Po
 
 
 def figure(rows_espnet: Iterable[Mapping[str, Any]], rows_micro: Iterable[Mapping[str, Any]], path: Path) -> None:
-    """Both models' medians for each setting that both have, one against the other, the three figures side by side."""
+    """Both models' medians for each setting that both have, one against the other, the three figures side by side.
+
+    Other sizes than the grid's batch and r are orange; the larger a mark, the higher its rate.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -224,7 +227,8 @@ def figure(rows_espnet: Iterable[Mapping[str, Any]], rows_micro: Iterable[Mappin
     for panel, (name, value) in zip(panels, found.items(), strict=True):
         for point in both:
             x, y = espnet[point][name], micro[point][name]
-            panel.scatter(x, y, s=14 * point.rate, marker="^" if point.forward_sum else "o", color="tab:blue")
+            color = "tab:blue" if point in GRID else "tab:orange"
+            panel.scatter(x, y, s=14 * point.rate, marker="^" if point.forward_sum else "o", color=color)
             panel.annotate(str(point), (x, y), fontsize=6, xytext=(3, 3), textcoords="offset points")
         panel.set(title=f"{name}: Spearman {value['rho']:+.2f}, {value['settings']} settings")
         panel.set(xlabel="ESPnet's small Tacotron2, real speech", ylabel="micro-Tacotron")
