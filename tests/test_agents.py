@@ -306,7 +306,7 @@ def test_a_rate_far_too_low_is_doubled() -> None:
     assert rate_wish(LearningRateAgent(), update_ratio=1e-3, **late) == pytest.approx(RAISE)
 
 
-def test_in_doubt_between_two_phases_the_move_is_half_as_large() -> None:
+def test_in_doubt_between_two_phases_the_move_is_a_quarter_smaller() -> None:
     doubt = rate_wish(LearningRateAgent(), phase_posterior=(0.5, 0.5, 0.0, 0.0), certainty=0.5)
     assert 1.0 < doubt == pytest.approx(SEARCH**0.75)
 
@@ -396,6 +396,17 @@ def test_the_rate_is_not_raised_into_a_loss_that_is_not_expected_to_fall_or_into
     assert rate_wish(LearningRateAgent(), filtered=falls, forecast=forecast(0.9)) > 1.0
     assert rate_wish(LearningRateAgent(), filtered=falls, forecast=forecast(1.1)) == 1.0
     assert rate_wish(LearningRateAgent(), filtered=falls, forecast=forecast(0.9, divergence=0.3)) == 1.0
+
+
+def test_a_proposal_that_hangs_on_a_forecast_says_on_which_step_the_model_looked() -> None:
+    looked = {"looked_at_step": 100.0, "looked_at_share": 0.5}
+    rate = LearningRateAgent().propose(context(filtered={"loss": estimate(-0.05)}, forecast=forecast()), start_knobs())
+    assert looked.items() <= rate.evidence.items()
+    agent = GuidedAttentionAgent(DynamicAttentionSupervisor())
+    feared = agent.propose(context(attention_diag=0.6, forecast=forecast(alignment_loss=0.4)), start_knobs())
+    assert looked.items() <= feared.evidence.items() and "a chance of 40%" in feared.reason
+    calm = agent.propose(context(attention_diag=0.6, forecast=forecast()), start_knobs())
+    assert not looked.keys() & calm.evidence.keys()
 
 
 def test_only_an_undone_raise_of_the_rate_makes_a_ceiling() -> None:

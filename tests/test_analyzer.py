@@ -1,12 +1,12 @@
 import json
 import math
-from dataclasses import astuple, replace
+from dataclasses import astuple, fields, is_dataclass, replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated_run import EVENTFUL, Stretch, observations, report
+from simulated_run import EVENTFUL, Stretch, make_manager, observations, report
 
 from tts_brain.context.analyzer import ContextAnalyzer
 from tts_brain.journal import to_plain
@@ -167,3 +167,58 @@ def test_a_plateau_without_noise_is_read_alike_in_every_unit() -> None:
         stream = [replace(o, losses={"total": v * scale}) for o, v in zip(calm(80), levels, strict=True)]
         found.append(after(stream).context().phase_posterior)
     np.testing.assert_array_equal(*found)
+
+
+BAD = {
+    "constant": lambda step, rng: 1.0,
+    "not a number": lambda step, rng: math.nan,
+    "huge": lambda step, rng: 1e30,
+    "huge and below 0": lambda step, rng: -1e30,
+    "below 0": lambda step, rng: -1.0 + 0.1 * rng.normal(),
+    "0": lambda step, rng: 0.0,
+    "spikes": lambda step, rng: 1e30 if step % 7 == 0 else 1.0,
+    "late": lambda step, rng: 1.0 if step > 40 else None,
+    "vanishing": lambda step, rng: 1.0 if step < 40 else None,
+    "now and then": lambda step, rng: [1.0, None, math.inf, math.nan][int(rng.integers(4))],
+}
+UNKNOWN = {
+    "learning_rate",
+    "update_ratio",
+    "text_length",
+    "grad_norm_median",
+}  # NaN says so, as ``TrainingContext`` has it
+
+
+def not_finite(value, name: str = "") -> list[str]:
+    """Names of the fields, at any depth, that hold what is not finite."""
+    if is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
+    if isinstance(value, dict):
+        return [bad for key, part in value.items() for bad in not_finite(part, f"{name}.{key}")]
+    if isinstance(value, tuple | list):
+        return [bad for i, part in enumerate(value) for bad in not_finite(part, f"{name}[{i}]")]
+    return [name] if isinstance(value, float) and not math.isfinite(value) else []
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(["total", "mel", "gate", "grad_norm"]), st.sampled_from(sorted(BAD))),
+    st.integers(0, 10**6),
+)
+@pytest.mark.parametrize("steps", [0, 1, 90])
+def test_nothing_that_agents_see_is_not_finite_but_what_is_not_known(
+    steps: int, kinds: dict[str, str], seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    manager = make_manager()
+    seen = [manager.context()]
+    for step in range(1, steps + 1):
+        made = {name: BAD[kind](step, rng) for name, kind in kinds.items()}
+        norm = made.pop("grad_norm", None)
+        losses = {"total": 1.0} | {name: value for name, value in made.items() if value is not None}
+        manager.observe(Observation(step, losses, grad_norm=norm))
+        if manager.due(step):
+            seen.append(manager.context())
+            manager.decide()
+    for context in [*seen, manager.context()]:
+        assert {name.removeprefix("context.") for name in not_finite(context, "context")} <= UNKNOWN

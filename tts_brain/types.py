@@ -353,6 +353,15 @@ class Forecast:
     alignment_loss: tuple[float, ...]
     looked_at: tuple[tuple[int, float], ...]
 
+    @property
+    def evidence(self) -> dict[str, float]:
+        """The step that the model's attention rested on most and its share, for a decision that hangs on a forecast.
+
+        Rounded, as the last digits hang on the loss's unit, and no record of a decision may.
+        """
+        step, share = self.looked_at[0] if self.looked_at else (0, 0.0)
+        return {"looked_at_step": float(step), "looked_at_share": round(share, 3)}
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingContext:
@@ -363,7 +372,8 @@ class TrainingContext:
         phase: most probable phase.
         phase_posterior: probabilities of the four phases, in order; they sum to 1.
         certainty: 1 minus the normalised entropy of the posterior, in [0, 1].
-        trends: by loss name, plus ``grad_norm`` (its logarithm) and ``attention_diag``.
+        trends: by loss name, plus ``grad_norm`` (its logarithm) and ``attention_diag``; of what has no finite value in
+            the window there is none.
         attention: smoothed report; None until first measured.
         stable: the noise of the judged loss, over the height that it has come down from since attention was first
             measured, is under ``stability_threshold``. For people: no decision rests on it.

@@ -60,7 +60,7 @@ class GuidedAttentionAgent:
             GUIDED_SIGMA: self._supervisor.sigma(report),
             FORWARD_SUM_WEIGHT: self._supervisor.forward_sum(report),
         }
-        # Two phases with equal odds halve the step.
+        # Two phases with equal odds take a quarter off the step, all four half of it.
         rate = self._rate * (0.5 + 0.5 * context.certainty)
         moves = {k: KNOBS[k].approach(knobs[k], t, rate) for k, t in targets.items() if k in knobs}
         sides = {"diagonality": report.diagonality, "focus": report.focus, "coverage": report.coverage}
@@ -75,6 +75,8 @@ class GuidedAttentionAgent:
         where = f"attention_diag {report.attention_diag:.2f} (weakest side: {weakest})"
         reason = f"{where}: {aims}{fear}" if aims else f"{where}{fear}"
         evidence = {**sides, "attention_diag": report.attention_diag, "feared": feared, "rate": rate}
+        if fear and context.forecast is not None:
+            evidence |= context.forecast.evidence
         return Proposal(self.name, moves, reason, evidence)
 
     def _far_off(self, weight: float | None) -> str:

@@ -217,7 +217,7 @@ class LearningRateAgent:
         timid = context.update_ratio < _TIMID_UPDATE_RATIO
         # Up to the usual rate each decision that is lost to a lower one is lost to the alignment too.
         fast = timid or (_searching(context) and (rate < self._usual or z < _STEEP))
-        # Two phases with equal odds: half the way, in logarithms.
+        # Two phases with equal odds: three quarters of the way, in logarithms; all four: half of it.
         wish = (SEARCH if fast else RAISE) ** (0.5 + 0.5 * context.certainty)
         factor = min(wish, limit / rate)
         if factor < 1.0 / _TOLERANCE:
@@ -344,12 +344,8 @@ class RecentLowest:
 
 
 def _expected(forecast: Forecast, loss: FilterReport | None) -> dict[str, float]:
-    """What the temporal model says, in units of the loss's noise, and on which step its attention rested most.
-
-    Rounded, as the last digits hang on the loss's unit, and no record of a decision may.
-    """
-    step, share = forecast.looked_at[0] if forecast.looked_at else (0, 0.0)
-    said = {"divergence": forecast.divergence[0], "looked_at_step": float(step), "looked_at_share": share}
+    """What the temporal model says, in units of the loss's noise, and on which step its attention rested most."""
+    said = {"divergence": forecast.divergence[0], **forecast.evidence}
     if loss is not None and loss.noise > 0.0:
         said["expected_rise"] = (forecast.loss[0][1] - loss.level) / loss.noise
     return {name: round(value, 3) for name, value in said.items()}

@@ -117,7 +117,8 @@ class ContextAnalyzer:
 
     def context(self) -> TrainingContext:
         """Everything known now."""
-        trends = {name: self._trend(name) for name in self._series}
+        every = {name: self._trend(name) for name in self._series}
+        trends = {name: one for name, one in every.items() if one.count}  # of no finite value there is no level
         loss = trends.get("mel") or trends.get("total")
         newest = [v for _, v in self._tail("grad_norm")]
         norms = [math.exp(v) for v in newest if math.isfinite(v)]

@@ -6,7 +6,7 @@ A new one is a function here and a line in ``ASSESSORS``. All of them let pass w
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -28,10 +28,12 @@ class Opinion:
     Args:
         approve: None abstains.
         size: how much of what stirs in the move it would make, in [0, 1].
+        reason: what it saw, with the figure, where it says no or would make less than all; else nothing.
     """
 
     approve: bool | None
     size: float
+    reason: str = ""
 
 
 Assessor = Callable[[TrainingContext, Mapping[str, float], Weighed], Opinion]
@@ -39,15 +41,17 @@ Assessor = Callable[[TrainingContext, Mapping[str, float], Weighed], Opinion]
 
 def by_simulation(context: TrainingContext, moves: Mapping[str, float], weighed: Weighed) -> Opinion:
     """By the mean of the plays; their tails have had their say in ``RiskAssessor.weigh``. No plays, no objection."""
-    outlook = weighed.outlook
-    return _opinion(moves, bad=outlook is not None and outlook.gain < -_WORSE, doubtful=False)
+    gain = 0.0 if weighed.outlook is None else weighed.outlook.gain
+    return _opinion(moves, [f"the plays lose {-gain:.1f} noise widths on average"] if gain < -_WORSE else [])
 
 
 def by_window(context: TrainingContext, moves: Mapping[str, float], weighed: Weighed) -> Opinion:
     """By the last window of raw values alone, without any filter or forecast: what spikes, what surely rises."""
-    loss = context.trends.get("mel") or context.trends.get("total")
-    bad = context.grad_spikes > _SPIKY or _rises(loss)
-    return _opinion(moves, bad=bad, doubtful=context.grad_spikes > _CALM or _rises(context.trends.get("grad_norm")))
+    spikes = f"{context.grad_spikes:.0%} of the gradients spike"
+    bad = [spikes] if context.grad_spikes > _SPIKY else []
+    doubtful = [spikes] if context.grad_spikes > _CALM else []
+    bad += _rises("the loss", context.trends.get("mel") or context.trends.get("total"))
+    return _opinion(moves, bad, doubtful + _rises("the gradient norm", context.trends.get("grad_norm")))
 
 
 def by_forecast(context: TrainingContext, moves: Mapping[str, float], weighed: Weighed) -> Opinion:
@@ -58,7 +62,9 @@ def by_forecast(context: TrainingContext, moves: Mapping[str, float], weighed: W
     trouble = max(forecast.divergence[-1], forecast.alignment_loss[-1])
     if math.isnan(trouble):
         return Opinion(None, 1.0)
-    return _opinion(moves, bad=trouble > _PROBABLY, doubtful=trouble > _PERHAPS)
+    what = "divergence" if trouble == forecast.divergence[-1] else "a lost alignment"
+    said = [f"{what} {trouble:.0%} likely in {forecast.horizons[-1]} steps"]
+    return _opinion(moves, said if trouble > _PROBABLY else [], said if trouble > _PERHAPS else [])
 
 
 ASSESSORS: Mapping[str, Assessor] = MappingProxyType(
@@ -72,9 +78,13 @@ def wanted(moves: Mapping[str, float], opinion: Opinion) -> dict[str, float]:
     return {knob: move * opinion.size if knob in stirs else move for knob, move in moves.items()}
 
 
-def _opinion(moves: Mapping[str, float], *, bad: bool, doubtful: bool) -> Opinion:
-    return Opinion(not bad or calming(moves), 0.0 if bad else 0.5 if doubtful else 1.0)
+def _opinion(moves: Mapping[str, float], bad: Sequence[str], doubtful: Sequence[str] = ()) -> Opinion:
+    """None of what stirs where something is bad, half of it where something is doubtful; each says what it is."""
+    size = 0.0 if bad else 0.5 if doubtful else 1.0
+    return Opinion(not bad or calming(moves), size, ", ".join(bad or doubtful))
 
 
-def _rises(trend: Trend | None) -> bool:
-    return trend is not None and trend.count >= 4 and trend.z > _SURELY
+def _rises(what: str, trend: Trend | None) -> list[str]:
+    if trend is None or trend.count < 4 or not trend.z > _SURELY:
+        return []
+    return [f"{what} surely rises (z {trend.z:+.1f})"]

@@ -111,15 +111,16 @@ class MultiAgentOptimizer:
         settled = equilibrium(payoffs, one.sizes)
         weighed = weigh(_joint(one, settled, heard))
         cuts = _cuts(one, settled, weighed)
-        content = [bool(payoff[settled.play] >= payoff[(0,) * len(self.agents)] - _BEARABLE) for payoff in payoffs]
+        complaints = [_complaint(float(payoff[settled.play]), float(payoff[(0,) * payoff.ndim])) for payoff in payoffs]
         say = [_own(heard[agent]) | _absurd(proposals, agent, knobs) for agent in self.agents]
-        ballots, outcome = self._vote(context, weighed, content, say)
+        ballots, outcome = self._vote(context, weighed, complaints, say)
+        refused: Sequence[Ballot] = ()
         calms = {knob: move for knob, move in weighed.moves.items() if knob not in stirring(weighed.moves)}
         if not outcome.approved and any(calms.values()):
             # What calms must not wait because others wanted to drift: it is put to the vote by itself.
             cuts += _no_quorum(outcome)
-            weighed = replace(weighed, moves=calms)
-            ballots, outcome = self._vote(context, weighed, content, say)
+            weighed, refused = replace(weighed, moves=calms), ballots
+            ballots, outcome = self._vote(context, weighed, complaints, say)
         if not outcome.approved and any(weighed.moves.values()):
             cuts += _no_quorum(outcome)
         made = {knob: move for knob, move in outcome.moves.items() if outcome.approved and move}
@@ -127,23 +128,23 @@ class MultiAgentOptimizer:
         return Coordination(
             made,
             (*cuts, *outcome.notes),
-            record_of(scores, one, settled, gains, weighed, ballots, outcome),
+            record_of(scores, one, settled, gains, weighed, ballots, outcome, refused),
         )
 
     def _vote(
-        self, context: TrainingContext, weighed: Weighed, content: Sequence[bool], say: Sequence[Mapping[str, float]]
+        self, context: TrainingContext, weighed: Weighed, complaints: Sequence[str], say: Sequence[Mapping[str, float]]
     ) -> tuple[list[Ballot], Outcome]:
-        """The agents say of their own knobs what they play (``say`` has what is no move, and 0 for a move); the
-        assessors say of all knobs what they would make of the move."""
+        """The agents say of their own knobs what they play (``say`` has what is no move, and 0 for a move), and no
+        where they have a complaint; the assessors say of all knobs what they would make of the move."""
         moves = weighed.moves
         ballots = [
-            Ballot(agent, context.step, yes, {k: moves.get(k, 0.0) + extra for k, extra in own.items()})
-            for agent, yes, own in zip(self.agents, content, say, strict=True)
+            Ballot(agent, context.step, not why, {k: moves.get(k, 0.0) + extra for k, extra in own.items()}, why)
+            for agent, why, own in zip(self.agents, complaints, say, strict=True)
         ]
         for name, assess in self.assessors.items():
             opinion = assess(context, moves, weighed)
             of_all = {} if opinion.approve is None else wanted(moves, opinion)
-            ballots.append(Ballot(name, context.step, opinion.approve, of_all))
+            ballots.append(Ballot(name, context.step, opinion.approve, of_all, opinion.reason))
         return ballots, self.electorate.count(context.step, ballots)
 
     def state_dict(self) -> dict[str, Any]:
@@ -181,6 +182,11 @@ def _absurd(proposals: Sequence[Proposal], agent: str, knobs: Mapping[str, float
     """NaN for each value of the agent's proposal that is no value of a knob: the vote refuses it and keeps count."""
     values = {knob: value for p in proposals if p.agent == agent for knob, value in p.moves.items() if knob in knobs}
     return {knob: math.nan for knob, value in values.items() if not 0.0 < value < math.inf}
+
+
+def _complaint(made: float, held: float) -> str:
+    """Why an agent says no to a joint move that is worth ``made`` to it; nothing where it bears it."""
+    return "" if made >= held - _BEARABLE else f"the joint move is worth {held - made:.2f} less to it than holding"
 
 
 def _cuts(one: Game, settled: Equilibrium, weighed: Weighed) -> tuple[str, ...]:

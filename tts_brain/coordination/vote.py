@@ -46,12 +46,14 @@ class Ballot:
         step: the optimizer step that it looked at; one of another step than the count's is stale.
         approve: of the joint move as a whole, True or False; None abstains.
         moves: by knob, the move (``Knob.move``) that it would make: 0 holds. Knobs that it has no say on are left out.
+        reason: why it says no or wants less, for people; the count does not read it.
     """
 
     voter: str
     step: int
     approve: bool | None
     moves: Mapping[str, float]
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

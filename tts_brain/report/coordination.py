@@ -48,7 +48,8 @@ def _equilibrium(one: Part) -> list[str]:
             f"{clean(agent)} plays {number(share):.0%} of its proposal" + (f"; worth: {terms}" if terms else "")
         )
     if one.get("kind"):
-        lines.append(f"{clean(one['kind'])} equilibrium, {number_text(one.get('count'))} pure in all")
+        sizes = f"; up to {number_text(one['candidates'])} candidates per agent" if "candidates" in one else ""
+        lines.append(f"{clean(one['kind'])} equilibrium, {number_text(one.get('count'))} pure in all{sizes}")
     return lines
 
 
@@ -78,6 +79,15 @@ def _vote(vote: Part) -> list[str]:
         return []
     voters = {name: _words(vote.get(name)) for name in ("yes", "no", "abstained", "muted")}
     lines = [f"{name}: {', '.join(who)}" for name, who in voters.items() if who]
+    reasons, wanted, settled = (_part(vote, name) for name in ("reasons", "wanted", "settled"))
+    for voter in dict.fromkeys([*reasons, *wanted]):
+        less = f" wants {number(wanted[voter]):.0%} of what stirs" if voter in wanted else ""
+        lines.append(clean(voter) + less + (f": {clean(reasons[voter])}" if voter in reasons else ""))
+    refused = [f"{clean(voter)}: {clean(why)}" if why else clean(voter) for voter, why in _part(vote, "refused").items()]
+    if refused:
+        lines.append(f"what calms was voted on alone, as others said no to the whole move ({'; '.join(refused)})")
+    if settled:
+        lines.append(f"settled on {', '.join(f'{number(v):.0%} of {clean(knob)}' for knob, v in settled.items())}")
     return [
         *lines,
         f"{'passed' if vote.get('approved') is True else 'no quorum'}, {number_text(vote.get('needed'))} yes needed",
