@@ -674,7 +674,7 @@ def test_an_unknown_part_of_overhead_is_refused() -> None:
     assert done.returncode == 2 and "growth, espnet, coqui" in done.stderr
 
 
-@pytest.mark.parametrize("eye", ["filter", "scales", "phases"])
+@pytest.mark.parametrize("eye", ["filter", "scales", "phases", "forecasts"])
 def test_a_blindfolded_brain_decides_without_that_eye_and_trains(eye: str, tmp_path: Path) -> None:
     seen: list[Any] = []
 
@@ -692,3 +692,4 @@ def test_a_blindfolded_brain_decides_without_that_eye_and_trains(eye: str, tmp_p
     assert (last.filtered == {} and last.effects == {}) is (eye == "filter")
     assert (last.scales == {}) is (eye == "scales")
     assert (max(last.phase_posterior) == last.certainty == 1.0) is (eye == "phases")
+    assert (last.forecast is None) is (eye == "forecasts")

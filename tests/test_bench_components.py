@@ -9,14 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from simulated_run import Stretch, make_manager, observations
 
-from bench import component_phases, component_ranks, component_time, components
+from bench import component_coordination, component_eyes, component_phases, component_ranks, component_time, components
+from bench.blindfold import blindfold
 from bench.component_phases import Course, agreement, bare, delays, ema, made_up, median_delay, ours, switches
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
 from tts_brain.context.phases import PhaseClassifier
-from tts_brain.learning.traces import Recorder, save
-from tts_brain.types import PHASE_LIMITS, AttentionReport, Observation
+from tts_brain.learning.micro_tacotron import CAPABILITIES, MicroRun, MicroSetting
+from tts_brain.learning.traces import Recorder, Trace, save
+from tts_brain.manager import ContextAwareTrainingManager
+from tts_brain.types import LEARNING_RATE, PHASE_LIMITS, AttentionReport, Decision, Observation
 
 COURSES = made_up(1)
 
@@ -210,3 +214,57 @@ def test_what_ranks_cost_is_measured_in_real_processes(count: int) -> None:
 
 def test_what_is_not_finite_is_null_in_the_file() -> None:
     assert components.plain({"a": [math.nan, 1.0, (math.inf,)]}) == {"a": [None, 1.0, [None]]}
+
+
+TROUBLE = {"rate 0.1": {"rate": 1e-1}}
+
+
+def test_looking_at_what_each_part_changes_changes_no_decision() -> None:
+    (watched,) = component_eyes.steered(TROUBLE, 1, 60)
+    setting = MicroSetting(guided_weight=component_coordination.WEAK, **TROUBLE["rate 0.1"])
+    run = MicroRun(setting, component_eyes.SEED)
+    manager = ContextAwareTrainingManager(BrainConfig(), CAPABILITIES, setting.host_values)
+    for step in range(1, 61):
+        manager.observe(run.step(manager.knobs))
+        if manager.due(step):
+            manager.decide()
+    assert watched.manager.knobs == manager.knobs and watched.decisions == 6
+    assert watched.changed["phases"] > 0, "bare thresholds have no doubt, and the targets hang on it"
+    assert all(count <= watched.decisions for count in watched.changed.values())
+
+
+def test_a_recorded_run_is_replayed_with_the_knobs_of_the_record() -> None:
+    recorder, start = Recorder(), make_manager().knobs
+    for seen in observations([Stretch(60, slope=-0.05, attention=0.3)]):
+        recorder.add(seen, {**start, LEARNING_RATE: 2.0 if seen.step > 30 else 1.0})
+    trace = recorder.trace("one", host="espnet", corpus="c")
+    brain = component_eyes.replayed(trace)
+    assert brain.decisions == 6
+    rates = [d.before[LEARNING_RATE] for d in _decisions(trace)]
+    assert rates == [1.0, 1.0, 1.0, 2.0, 2.0, 2.0]
+
+
+def _decisions(trace: Trace) -> list[Decision]:
+    """What the brain of a replay decides."""
+    made: list[Decision] = []
+    decide = ContextAwareTrainingManager.decide
+
+    def noted(manager: ContextAwareTrainingManager) -> Decision:
+        made.append(decide(manager))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(component_eyes, "PARTS", ())
+        patch.setattr(ContextAwareTrainingManager, "decide", noted)
+        component_eyes.replayed(trace)
+    return made
+
+
+def test_a_risk_that_is_shut_lets_everything_through() -> None:
+    manager = make_manager()
+    moves = {LEARNING_RATE: 3.0}
+    for _ in range(20):
+        manager.risk.learn({LEARNING_RATE: (1.0, 2.0)}, kept=False)
+    assert manager.risk.weigh(manager.context(), moves, None).moves == {}
+    blindfold(manager, "risk")
+    assert manager.risk.weigh(manager.context(), moves, None).moves == moves

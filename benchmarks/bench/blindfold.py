@@ -1,4 +1,4 @@
-"""The brain with one of its eyes shut: what a part of the context is worth to the decisions."""
+"""The brain with one of its parts off that no setting switches off: what the part is worth to the decisions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+from tts_brain.coordination.risk import Weighed
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.types import TrainingContext, TrainingPhase
 
@@ -20,18 +21,27 @@ def _bare_phase(context: TrainingContext) -> TrainingContext:
 
 
 # The filter's forecasts inside the risk's simulation stay: without them there would be no simulation at all.
-EYES: Mapping[str, Sight] = MappingProxyType(
+_SIGHTS: Mapping[str, Sight] = MappingProxyType(
     {
         "filter": lambda context: replace(context, filtered={}, effects={}),
         "scales": lambda context: replace(context, scales={}),
         "phases": _bare_phase,
+        "forecasts": lambda context: replace(context, forecast=None),
     }
 )
+RISK = "risk"
+EYES = (*_SIGHTS, RISK)
 
 
 def blindfold(manager: ContextAwareTrainingManager, eye: str) -> None:
-    """Decisions of ``manager`` no longer see with ``eye``, a name of ``EYES``; a filter that is shut judges no move."""
-    see, change = manager.context, EYES[eye]
+    """Decisions of ``manager`` no longer see with ``eye``, one of ``EYES``.
+
+    A filter that is shut judges no move. A risk that is shut lets every joint move through: no book, no simulation.
+    """
+    if eye == RISK:
+        manager.risk.weigh = lambda context, moves, course: Weighed(moves, 1.0, 1.0, None, {})
+        return
+    see, change = manager.context, _SIGHTS[eye]
     manager.context = lambda: change(see())
     if eye == "filter":
         manager.feedback.filters.helped = lambda metric, moves: 0.5

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from tts_brain.config import BrainConfig
 from tts_brain.learning.micro_tacotron import CAPABILITIES, MicroRuns, MicroSetting
@@ -20,7 +23,8 @@ PART = "coordination"
 SEED, STEPS, LOOK_EVERY = 100, 300, 10
 ALIGNED, IN_A_ROW = 0.5, 3
 _CHAIN_WITHIN = 50
-_WEAK = 0.02  # guided weight of the host, in normalised units: what a default comes to
+_RESAMPLES = 10_000
+WEAK = 0.02  # guided weight of the host, in normalised units: what a default comes to
 _NOISY, _SILENT = {"wrong_transcripts": 0.2}, {"edge_silence": (0.0, 12.0)}
 
 HEALTHY: Mapping[str, Mapping[str, Any]] = {
@@ -42,7 +46,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Steered:
-    """Means over runs: steps to aligned (twice the budget if never), held-out L1; reversals, chains per 1,000 steps."""
+    """One run: steps to aligned (twice the budget if never), held-out L1; reversals and chains per 1,000 steps."""
 
     aligned: float
     l1: float
@@ -50,9 +54,9 @@ class Steered:
     chains: float
 
 
-def steer(kinds: Mapping[str, Mapping[str, Any]], seeds: int, steps: int, config: Mapping[str, Any]) -> Steered:
-    """All kinds of start under a brain with ``config``."""
-    settings = [MicroSetting(guided_weight=_WEAK, **kind) for kind in kinds.values() for _ in range(seeds)]
+def steer(kinds: Mapping[str, Mapping[str, Any]], seeds: int, steps: int, config: Mapping[str, Any]) -> list[Steered]:
+    """All kinds of start under a brain with ``config``, a run for each kind and seed, always in the same order."""
+    settings = [MicroSetting(guided_weight=WEAK, **kind) for kind in kinds.values() for _ in range(seeds)]
     runs = MicroRuns(settings, [SEED + number % seeds for number in range(len(settings))])
     brains = [_Steering(setting, config) for setting in settings]
     for step in range(1, steps + 1):
@@ -61,13 +65,15 @@ def steer(kinds: Mapping[str, Mapping[str, Any]], seeds: int, steps: int, config
         if step % LOOK_EVERY == 0:
             for brain, held_out in zip(brains, runs.held_out(), strict=True):
                 brain.looks.append((step, held_out["attention_diag"], held_out["l1"]))
-    count = len(brains)
-    return Steered(
-        sum(steps_to_aligned(brain.looks, steps) for brain in brains) / count,
-        sum(brain.looks[-1][2] for brain in brains) / count,
-        1000.0 * sum(brain.reversals for brain in brains) / (count * steps),
-        1000.0 * sum(brain.chains for brain in brains) / (count * steps),
-    )
+    return [
+        Steered(
+            steps_to_aligned(brain.looks, steps),
+            brain.looks[-1][2],
+            1000.0 * brain.reversals / steps,
+            1000.0 * brain.chains / steps,
+        )
+        for brain in brains
+    ]
 
 
 class _Steering:
@@ -92,8 +98,7 @@ class _Steering:
         for knob, (old, new) in decision.moves.items():
             self._note(decision.step, knob, KNOBS[knob].move(old, new))
         if decision.verdict is Verdict.ROLL_BACK:
-            count, trial = manager.rollbacks_in_a_row + 1, manager.feedback.trial
-            manager.rolled_back(failed_at=observation.step, count=count, restored=False, trial=trial)
+            rolled_back(manager, observation.step)
 
     def _note(self, step: int, knob: str, move: float) -> None:
         before, last, row = self._last.get(knob, (step, 0.0, 0))
@@ -104,12 +109,26 @@ class _Steering:
         self._last[knob] = (step, move, row)
 
 
+def rolled_back(manager: ContextAwareTrainingManager, step: int) -> None:
+    """What a session tells its manager where no snapshot is kept: the weights stay."""
+    count, trial = manager.rollbacks_in_a_row + 1, manager.feedback.trial
+    manager.rolled_back(failed_at=step, count=count, restored=False, trial=trial)
+
+
 def steps_to_aligned(looks: Sequence[tuple[int, float, float]], steps: int) -> int:
     """The first of three looks in a row at an ``attention_diag`` of at least 0.5."""
     for at in range(len(looks) - IN_A_ROW + 1):
         if all(attention >= ALIGNED for _, attention, _ in looks[at : at + IN_A_ROW]):
             return looks[at][0]
     return 2 * steps
+
+
+def paired(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """90 % bootstrap interval (Efron 1979) of the mean of ours less theirs, each of the same start and seed."""
+    apart = np.asarray(ours, dtype=float) - np.asarray(theirs, dtype=float)
+    drawn = np.random.default_rng(0).choice(apart, size=(_RESAMPLES, len(apart))).mean(axis=1)
+    low, high = np.quantile(drawn, (0.05, 0.95))
+    return float(low), float(high)
 
 
 def rows(quick: bool = False) -> list[Row]:
@@ -120,13 +139,16 @@ def rows(quick: bool = False) -> list[Row]:
         many, steps = (1, 60) if quick else (seeds, STEPS)
         full, none, average = (steer(some, many, steps, {"coordination": how}) for how in ("full", "none", "average"))
         for against, rival in (("none", none), ("average", average)):
-            for figure, ours, theirs in (
-                ("steps to aligned", full.aligned, rival.aligned),
-                ("held-out L1", full.l1, rival.l1),
-                ("reversals per 1,000 steps", full.reversals, rival.reversals),
-                ("chains of counter-moves per 1,000 steps", full.chains, rival.chains),
+            for figure, field in (
+                ("steps to aligned", "aligned"),
+                ("held-out L1", "l1"),
+                ("reversals per 1,000 steps", "reversals"),
+                ("chains of counter-moves per 1,000 steps", "chains"),
             ):
-                note = f"mean of {len(some) * many} micro-Tacotrons, {steps} steps"
+                ours, theirs = ([getattr(run, field) for run in runs] for runs in (full, rival))
+                low, high = paired(ours, theirs)
+                note = f"mean of {len(full)} micro-Tacotrons, {steps} steps; ours less theirs, run by run: "
+                note += f"{low:+.3g} to {high:+.3g} (90 % bootstrap interval)"
                 row = {"part": PART, "against": against, "figure": f"{figure}, {name} starts"}
-                made.append(row | {"ours": ours, "theirs": theirs, "note": note})
+                made.append(row | {"ours": fmean(ours), "theirs": fmean(theirs), "note": note})
     return made

@@ -77,12 +77,16 @@ BRAINS: dict[str, dict[str, Any]] = {
     "brain without tversky": {"tversky_weight": 0.0},
     "brain without clip": _without(GRAD_CLIP),
     "brain without rollback": {"mode": "assist"},
-    "brain without risk": {"max_move_risk": 1.0},
     "brain without forecasts": {"forecasts": False},
     "brain without coordination": {"coordination": "none"},
     "brain with plain averaging": {"coordination": "average"},
 }
-BLIND = {"brain without filter": "filter", "brain without scales": "scales", "brain with bare phases": "phases"}
+BLIND = {
+    "brain without filter": "filter",
+    "brain without scales": "scales",
+    "brain with bare phases": "phases",
+    "brain without risk": "risk",
+}
 GRID = _grid()
 AT = "brain at "
 # Population-based training: does every member get all the steps (four times the cost), or its share of them?
