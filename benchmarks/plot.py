@@ -1,15 +1,19 @@
 """Pictures for the docs from a benchmark's rows.
 
     python benchmarks/plot.py benchmarks/results/align-kathleen-en-us.jsonl [--arms default,brain] [--out docs/images]
+    python benchmarks/plot.py benchmarks/results/components.json
 
 ``NAME-curves.png``: held-out attention and L1 over steps, the median of the seeds and its range. ``NAME-steps.png``:
 steps to aligned of every arm, a mark per seed; a run that never aligned stands at twice the budget. Rows of one setting
-alone stand in a picture: the commonest, and what was left out is said.
+alone stand in a picture: the commonest, and what was left out is said. ``reliability.png``, of ``components.json``: of
+the moves called so risky, how many went bad.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +24,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from scipy.stats import beta
 
 from bench.store import Store
 from bench.summary import by_arm, of_one_setting, steps_to_aligned
@@ -28,6 +33,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 # Colours that people with any colour vision tell apart (Okabe and Ito 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MOST_CURVES = len(_COLOURS)
+_SAID = re.compile(r"(?P<what>.+), (?P<kind>\S+): went bad, said ")
 
 Rows = dict[str, list[Mapping[str, Any]]]
 
@@ -39,6 +45,8 @@ def main() -> int:
     parser.add_argument("--arms", help=arms_help)
     parser.add_argument("--out", type=Path, default=_ROOT / "docs" / "images")
     args = parser.parse_args()
+    if args.rows.suffix == ".json":
+        return _components(args.rows, args.out)
     rows, others = of_one_setting(Store(args.rows).rows())
     if others:
         print(f"plot.py: rows of other settings than the commonest left out: {others}", file=sys.stderr)
@@ -53,11 +61,28 @@ def main() -> int:
         return 2
     args.out.mkdir(parents=True, exist_ok=True)
     for kind, draw in (("curves", lambda: curves({a: groups[a] for a in arms})), ("steps", lambda: steps(groups))):
-        figure = draw()
-        path = args.out / f"{args.rows.stem}-{kind}.png"
-        figure.savefig(path, dpi=110)
-        plt.close(figure)
-        print(path)
+        _keep(draw(), args.out / f"{args.rows.stem}-{kind}.png")
+    return 0
+
+
+def _keep(figure: Any, path: Path) -> None:
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    print(path)
+
+
+def _components(rows: Path, out: Path) -> int:
+    """The picture of the risk's rows."""
+    said = [
+        row
+        for row in json.loads(rows.read_text(encoding="utf-8"))["parts"].get("risk", ())
+        if _SAID.match(row["figure"])
+    ]
+    if not said:
+        print(f"plot.py: {rows} holds no rows of the risk; run components --arms risk first", file=sys.stderr)
+        return 2
+    out.mkdir(parents=True, exist_ok=True)
+    _keep(reliability(said), out / "reliability.png")
     return 0
 
 
@@ -108,6 +133,31 @@ def steps(groups: Rows) -> Any:
     axis.set_yticks(range(len(order)), list(reversed(order)))
     axis.set(xlabel=f"steps to aligned (never: {2 * budget}); bar: median", xlim=(0, 2.1 * budget))
     axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def reliability(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Of the moves called so risky, the share that went bad: a panel per event, a line per kind of move.
+
+    A bar is the 90 % Jeffreys interval of the share (Brown, Cai and DasGupta 2001), as if no two moves were of one
+    run: the true one is wider.
+    """
+    found: dict[str, dict[str, list[tuple[float, float, int]]]] = {}
+    for row in rows:
+        name = _SAID.match(row["figure"])
+        assert name is not None
+        points = found.setdefault(name["what"], {}).setdefault(name["kind"], [])
+        points.append((row["theirs"], row["ours"], int(row["note"].split()[0])))
+    figure, panels = plt.subplots(1, len(found), figsize=(5.2 * len(found), 4.6), layout="constrained", squeeze=False)
+    for panel, (what, kinds) in zip(panels[0], found.items(), strict=True):
+        panel.plot([0, 1], [0, 1], color="0.7", linewidth=1, label="as many as said")
+        for colour, (kind, points) in zip(_COLOURS, kinds.items(), strict=False):
+            said, bad, count = (np.array(values) for values in zip(*points, strict=True))
+            low, high = (beta.ppf(q, bad * count + 0.5, (1 - bad) * count + 0.5) for q in (0.05, 0.95))
+            panel.vlines(said, low, high, color=colour, alpha=0.5)
+            panel.plot(said, bad, "o-", color=colour, label=f"{kind} ({count.sum()} moves)")
+        panel.set(title=what, xlabel="said", ylabel="went bad", xlim=(-0.02, 1.0), ylim=(-0.02, 1.02))
+        panel.legend(fontsize=8)
     return figure
 
 

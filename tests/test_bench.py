@@ -468,6 +468,20 @@ def test_pictures_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert plot.main() == 2 and "no rows of 'brainy'; there are default, brain" in capsys.readouterr().err
 
 
+def test_the_picture_of_what_was_called_risky(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import plot
+
+    file = tmp_path / "components.json"
+    said = {"figure": "divergence, runs: went bad, said 5% to 15%", "ours": 0.25, "theirs": 0.1, "note": "4 moves"}
+    file.write_text(json.dumps({"parts": {"risk": [said, {**said, "ours": 1.0, "theirs": 0.6, "note": "1 moves"}]}}))
+    monkeypatch.setattr(sys, "argv", ["plot.py", str(file), "--out", str(tmp_path / "images")])
+    assert plot.main() == 0 and (tmp_path / "images" / "reliability.png").stat().st_size > 10_000
+    file.write_text(json.dumps({"parts": {}}))
+    assert plot.main() == 2 and "run components --arms risk first" in capsys.readouterr().err
+
+
 def test_pictures_leave_out_the_brains_ablations_and_rows_of_other_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

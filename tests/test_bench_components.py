@@ -156,7 +156,15 @@ def row(part: str, figure: str, mine: float | str, theirs: float | str | None, a
             row("filter: spikes and breaks", "spike of 4 widths found", 0.9, 0.9),
             row("filter: spikes and breaks", "spike of 4 widths found", 0.8, 0.9),
         ),
+        (
+            row("filter: spikes and breaks", "break of 4 widths by `changed`, flat", 0.9, 0.9),
+            row("filter: spikes and breaks", "break of 4 widths by `changed`, flat", 0.8, 0.9),
+        ),
         (row("trends", "median delay, steps: period 2", 20.0, "missed"), row("trends", "median delay", "missed", 20.0)),
+        (
+            row("time", "ms per training step: micro-Tacotron", 14.0, 15.0),
+            row("time", "ms per training step: micro-Tacotron", 16.0, 15.0),
+        ),
         (row("trends", "false alarms per 10,000", 9.0, 9.0), row("trends", "false alarms per 10,000", 30.0, 9.0)),
         (
             row("time", "ms per step: whole ContextAnalyzer", 0.9, 1.0),
@@ -167,6 +175,15 @@ def row(part: str, figure: str, mine: float | str, theirs: float | str | None, a
 def test_a_verdict_turns_when_a_row_does(good: dict[str, Any], worse: dict[str, Any]) -> None:
     (one,), (other,) = components.verdicts([good]), components.verdicts([worse])
     assert one["met"] is True and other["met"] is False
+
+
+def test_of_oscillations_those_that_agents_heed_are_judged_by_themselves() -> None:
+    slow = row("trends", "median delay, steps: period 32, constant", 40.0, 20.0)
+    fast = row("trends", "median delay, steps: period 9, constant", 10.0, 20.0)
+    neither = row("trends", "median delay, steps: period 9, growing", "missed", "missed")
+    both, heeded = components.verdicts([slow, fast, neither])
+    assert not both["met"] and "earlier in 1 of 3 cases, later in 1, alike in 0, missed by both in 1" in both["figure"]
+    assert heeded["met"] and "within 12 steps" in heeded["criterion"]
 
 
 def test_rows_are_collected_shown_and_strict_json(tmp_path: Path) -> None:

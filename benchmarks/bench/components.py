@@ -23,6 +23,7 @@ LOWER = 0.25
 AGREEMENT = 99.0
 FEWER = 3.0
 CALIBRATED = 0.05
+HEEDED = 12.0  # steps: ``fast_swing`` of ``tts_brain.context.reading``
 _COLUMNS = ("figure", "against", "ours", "theirs", "note")
 
 Row = dict[str, Any]
@@ -43,9 +44,12 @@ def collect(name: str, quick: bool, traces: Path | None) -> list[Row]:
 def verdicts(rows: Sequence[Row]) -> list[Row]:
     """What was asked of the parts that have rows: ``part``, ``criterion``, ``figure`` in words, ``met``."""
     found = [_filter_errors(rows, what) for what in ("level", "slope")]
-    found += [_spikes(rows), _earlier(rows), _false_alarms(rows)]
+    found += [_found(rows, "spike", "found"), _found(rows, "break", "by `changed`")]
+    found += [_earlier(rows, math.inf), _earlier(rows, HEEDED), _false_alarms(rows)]
     found += [made for name in _courses(rows) for made in (_agreement(rows, name), _switches(rows, name))]
-    found += [_calibration(rows), _time(rows)]
+    found.append(_calibration(rows))
+    found.append(_time(rows, "ms per step: whole ContextAnalyzer", "whole analyzer"))
+    found.append(_time(rows, "ms per training step: micro-Tacotron", "a training step of the micro-Tacotron"))
     return [verdict for verdict in found if verdict is not None]
 
 
@@ -60,30 +64,35 @@ def _filter_errors(rows: Sequence[Row], what: str) -> Row | None:
     return _verdict("filter", criterion, said, min(lower) >= LOWER)
 
 
-def _spikes(rows: Sequence[Row]) -> Row | None:
-    some = _rows(rows, "filter: spikes and breaks", "")
+def _found(rows: Sequence[Row], what: str, how: str) -> Row | None:
+    """Spikes are the surprise's to find, breaks those of the filter's flag; the surprise on breaks is a row alone."""
+    some = [row for row in _rows(rows, "filter: spikes and breaks", what) if how in row["figure"]]
     if not some:
         return None
     better = sum(row["ours"] >= row["theirs"] for row in some)
     worst = min(some, key=lambda row: row["ours"] - row["theirs"])
-    said = f"as good or better in {better} of {len(some)} cases; worst {100 * worst['ours']:.0f} % against "
-    said += f"{100 * worst['theirs']:.0f} %: {worst['figure']}"
-    return _verdict(
-        "filter", "spikes and breaks found no less often at as many false alarms", said, better == len(some)
-    )
+    said = f"as good or better in {better} of {len(some)} cases; worst {100 * worst['ours']:.1f} % against "
+    said += f"{100 * worst['theirs']:.1f} %: {worst['figure']}"
+    return _verdict("filter", f"{what}s found no less often at as many false alarms", said, better == len(some))
 
 
-def _earlier(rows: Sequence[Row]) -> Row | None:
-    some = _rows(rows, "trends", "median delay")
+def _earlier(rows: Sequence[Row], longest: float) -> Row | None:
+    """Of oscillations with periods of up to ``longest`` steps."""
+    some = [row for row in _rows(rows, "trends", "median delay") if _period(row) <= longest]
     if not some:
         return None
-    ours, theirs = ([_steps(row[who]) for row in some] for who in ("ours", "theirs"))
-    pairs = list(zip(ours, theirs, strict=True))
-    better, equal = sum(a < b for a, b in pairs), sum(a == b for a, b in pairs)
-    said = (
-        f"earlier in {better} of {len(pairs)} cases, later in {len(pairs) - better - equal}, the rest alike or missed"
-    )
-    return _verdict("trends", "oscillation found earlier than by the slope", said, better + equal == len(pairs))
+    pairs = [(_steps(row["ours"]), _steps(row["theirs"])) for row in some]
+    better, later = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
+    missed = sum(math.isinf(a) and math.isinf(b) for a, b in pairs)
+    alike = len(pairs) - better - later - missed
+    said = f"earlier in {better} of {len(pairs)} cases, later in {later}, alike in {alike}, missed by both in {missed}"
+    which = "" if math.isinf(longest) else f" within {longest:g} steps, which the agents heed,"
+    return _verdict("trends", f"oscillation{which} found earlier than by the slope", said, later == 0)
+
+
+def _period(row: Row) -> float:
+    found = re.search(r"period (\S+),", row["figure"])
+    return math.inf if found is None else float(found[1])
 
 
 def _false_alarms(rows: Sequence[Row]) -> Row | None:
@@ -133,12 +142,12 @@ def _calibration(rows: Sequence[Row]) -> Row | None:
     return _verdict("risk", criterion, said, worst["ours"] <= CALIBRATED)
 
 
-def _time(rows: Sequence[Row]) -> Row | None:
-    some = _rows(rows, "time", "ms per step: whole ContextAnalyzer")
+def _time(rows: Sequence[Row], figure: str, what: str) -> Row | None:
+    some = _rows(rows, "time", figure)
     if not some:
         return None
     took, limit = some[0]["ours"], some[0]["theirs"]
-    return _verdict("time", f"whole analyzer at most {limit:g} ms per step", f"{took:.3f} ms", took <= limit)
+    return _verdict("time", f"{what} at most {limit:g} ms per step", f"{took:.3g} ms", took <= limit)
 
 
 def _rows(rows: Sequence[Row], part: str, start: str) -> list[Row]:
