@@ -28,6 +28,7 @@ from tts_brain.types import GUIDED_SIGMA, KNOBS, Capabilities, Decision, Observa
 
 PART = "eyes"
 SEED, STEPS = 200, 300
+LARGE = 0.05
 COORDINATION = "coordination"
 PARTS = (*EYES, COORDINATION)
 
@@ -40,6 +41,7 @@ class Watched:
     Attributes:
         decisions: so far.
         changed: by part, decisions that another verdict or another value of a knob came out of without it.
+        large: of these, those of another verdict, or of a value that is more than 5 % off: an intervention, or none.
         knobs: by part, how often each knob was among them.
     """
 
@@ -47,6 +49,7 @@ class Watched:
         self.manager = ContextAwareTrainingManager(BrainConfig(), capabilities, host_values)
         self.decisions = 0
         self.changed: Counter[str] = Counter()
+        self.large: Counter[str] = Counter()
         self.knobs: dict[str, Counter[str]] = {part: Counter() for part in PARTS}
 
     def see(self, observation: Observation) -> None:
@@ -59,9 +62,11 @@ class Watched:
         decision = manager.decide()
         self.decisions += 1
         for part, other in without.items():
-            moved = [knob for knob, value in decision.after.items() if not math.isclose(value, other.after[knob])]
-            self.knobs[part].update(moved)
-            self.changed[part] += bool(moved) or decision.verdict is not other.verdict
+            moved = {k: v / other.after[k] for k, v in decision.after.items() if not math.isclose(v, other.after[k])}
+            self.knobs[part].update(moved.keys())
+            verdict = decision.verdict is not other.verdict
+            self.changed[part] += bool(moved) or verdict
+            self.large[part] += verdict or any(abs(math.log(ratio)) > LARGE for ratio in moved.values())
         if decision.verdict is Verdict.ROLL_BACK:
             rolled_back(manager, observation.step)
 
@@ -124,6 +129,7 @@ def _rows(brains: list[Watched], runs: str) -> list[Row]:
     made = []
     for part in PARTS:
         changed = sum(brain.changed[part] for brain in brains)
+        large = sum(brain.large[part] for brain in brains)
         knobs = sum((brain.knobs[part] for brain in brains), Counter())
         most = ", ".join(f"{knob} {count}" for knob, count in knobs.most_common(3))
         made.append(
@@ -133,7 +139,8 @@ def _rows(brains: list[Watched], runs: str) -> list[Row]:
                 "figure": f"share of the decisions that it changes, {runs}",
                 "ours": changed / max(decisions, 1),
                 "theirs": None,
-                "note": f"{changed} of {decisions} decisions of {len(brains)} runs" + (f": {most}" if most else ""),
+                "note": f"{changed} of {decisions} decisions of {len(brains)} runs, {large} by over {LARGE:.0%} or to another "
+                f"verdict{f'; {most}' if most else ''}",
             }
         )
     return made

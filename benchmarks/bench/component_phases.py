@@ -282,6 +282,8 @@ def compare(name: str, courses: Sequence[Course], make: Make = PhaseClassifier) 
     rivals = {
         f"thresholds on an EMA of equal delay (memory {memory:.2f})": [bare(ema(c.seen, memory)) for c in courses],
         "raw thresholds": [bare(c.seen) for c in courses],
+        # Without a history the mixture stays on its anchors.
+        "the same, never fitted to the run": [ours(c, lambda: PhaseClassifier(history_size=0)) for c in courses],
     }
     crossings = len(delays(courses, said))
     note = f"{len(courses)} courses, {crossings} crossings, more than {OFF:g} from every limit"
