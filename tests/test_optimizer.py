@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulated_run import context
 from test_criteria import SWINGING, filtered
+from test_equilibrium import gain_of_leaving
 
 from tts_brain import MultiAgentOptimizer
 from tts_brain.coordination.assessors import ASSESSORS, Opinion
 from tts_brain.coordination.criteria import criteria
-from tts_brain.coordination.dynamics import Course, Dynamics
+from tts_brain.coordination.dynamics import Course, Dynamics, Outlook
 from tts_brain.coordination.equilibrium import equilibrium
-from tts_brain.coordination.game import SHARES, game, movement, stirring
+from tts_brain.coordination.game import SHARES, calming, game, movement, stirring
 from tts_brain.coordination.optimizer import AGENTS, Coordination, averaged
 from tts_brain.coordination.risk import RiskAssessor, Weighed
 from tts_brain.types import (
@@ -178,12 +179,28 @@ def test_the_joint_move_is_an_equilibrium(spikes: float, certainty: float, z: fl
     seen = context(grad_spikes=spikes, certainty=certainty, effects=effects, filtered={"loss": filtered(z, 1.0)})
     one = game(seen, criteria(seen), wishes_of(data))
     settled = equilibrium(one.payoffs, one.sizes)
+    assert gain_of_leaving(one.payoffs, settled.strategies) <= 1e-6  # of a mixed one too
     if settled.kind == "pure":
         for player, payoff in enumerate(one.payoffs):
             mine = list(settled.play)
             for other in range(payoff.shape[player]):
                 mine[player] = other
                 assert payoff[tuple(mine)] <= payoff[settled.play] + 1e-6 * (1.0 + np.abs(payoff).max())
+
+
+def test_effects_that_are_large_sure_and_opposed_make_a_game_without_a_pure_equilibrium() -> None:
+    """A decision's game can be mixed: what one would do for the loss, the other would undo for the attention."""
+    effects = {
+        "loss": {LEARNING_RATE: (0.708, 1e-4), GUIDED_WEIGHT: (-1.455, 1e-4)},
+        "attention_diag": {LEARNING_RATE: (2.937, 1e-4), GUIDED_WEIGHT: (1.938, 1e-4)},
+    }
+    seen = context(attention_diag=0.443, effects=effects, filtered={"loss": filtered(3.811, 1.0)})
+    wishes = {"learning_rate": {LEARNING_RATE: 0.00495}, "guided_attention": {GUIDED_WEIGHT: -0.16}, "loss_balance": {}}
+    one = game(seen, criteria(seen), wishes)
+    settled = equilibrium(one.payoffs, one.sizes)
+    assert settled.kind == "mixed" and gain_of_leaving(one.payoffs, settled.strategies) <= 1e-9
+    record = settle(seen, wishes).record["equilibrium"]
+    assert (record["kind"], record["count"]) == ("mixed", 0)
 
 
 def test_a_cure_is_made_whole_however_bad_the_gradients() -> None:
@@ -263,6 +280,14 @@ def test_a_cure_is_not_held_by_what_the_simulation_fears() -> None:
     assert done.moves[LEARNING_RATE] == CURE["learning_rate"][LEARNING_RATE]
 
 
+def rising(z: float) -> Trend:
+    return Trend(1.0, 0.1, 0.1, z, 20)
+
+
+def foreseen(divergence: float, alignment_loss: float) -> Forecast:
+    return Forecast((10, 50), ((0, 1, 2),) * 2, ((0, 0, 0),) * 2, (0.0, divergence), (0.0, alignment_loss), ())
+
+
 def says(approve: bool | None, size: float = 1.0) -> Any:
     return lambda seen, moves, weighed: Opinion(approve, size)
 
@@ -285,22 +310,110 @@ def test_two_that_object_hold_everything_and_are_named() -> None:
 
 def test_a_window_in_trouble_and_a_dark_forecast_stop_a_raise_but_no_cure() -> None:
     """No voter is replaced here: a veto happens. The cure is put to the vote without what the others wanted."""
-    dark = Forecast((10, 50), ((0, 1, 2),) * 2, ((0, 0, 0),) * 2, (0.1, 0.9), (0.0, 0.0), ())
-    rising = {"mel": Trend(1.0, 0.1, 0.1, 5.0, 20)}
-    seen = context(trends=rising, forecast=dark)
+    seen = context(trends={"mel": rising(5.0)}, forecast=foreseen(0.9, 0.0))
     done = settle(seen)
     assert done.moves == {} and set(done.record["vote"]["no"]) == {"window", "forecast"}
     assert settle(replace(seen, forecast=None)).moves  # one alone does not
+    reasons = {"window": "the loss surely rises (z +5.0)", "forecast": "divergence 90% likely in 50 steps"}
+    assert done.record["vote"]["reasons"] == reasons
+    assert done.record["vote"]["wanted"] == {"window": 0.0, "forecast": 0.0}
+    assert "settled" not in done.record["vote"], "nothing was"
     cured = settle(seen, CURE)
     assert cured.moves == CURE["learning_rate"]
     assert "no quorum: 4 of 6 say yes, 5 are needed" in cured.cuts
+    vote = cured.record["vote"]
+    assert vote["refused"] == reasons and not {"no", "reasons", "wanted", "settled"} & set(vote)
 
 
-def test_an_agent_objects_to_what_others_do_to_its_criterion() -> None:
-    harm = {"attention_diag": {LEARNING_RATE: (-0.2, 0.02)}}
-    idle = {"learning_rate": BOLD["learning_rate"], "guided_attention": {}, "loss_balance": {}}
-    done = settle(context(effects=harm), idle)
-    assert "guided_attention" in done.record["vote"]["no"]
+HARM = {"attention_diag": {LEARNING_RATE: (-0.02, 0.002)}}
+ONLY_RATE = {"learning_rate": BOLD["learning_rate"], "guided_attention": {}, "loss_balance": {}}
+
+
+def test_an_agent_objects_to_what_others_do_to_its_criterion_and_says_what_it_loses() -> None:
+    vote = settle(context(effects=HARM), ONLY_RATE).record["vote"]
+    assert vote["no"] == ["guided_attention"] and vote["approved"]
+    assert vote["reasons"] == {"guided_attention": "the joint move is worth 0.15 less to it than holding"}
+    assert "wanted" not in vote and "settled" not in vote
+
+
+# what one agent can do
+
+
+def so_much(size: float) -> Any:
+    """An assessor that wants so much of what stirs, by the rule of all of them."""
+    return lambda seen, moves, weighed: Opinion(size > 0.0 or calming(moves), size)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(AGENTS),
+    st.sampled_from([BOLD, CURE]),
+    st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=3, max_size=3),
+    st.floats(0, 0.4),
+    st.data(),
+)
+def test_one_arbitrary_agent_moves_its_own_knobs_no_farther_than_two_assessors_would(
+    liar: str, others: dict, sizes: list[float], spikes: float, data: st.DataObject
+) -> None:
+    wishes = {**others, liar: wishes_of(data)[liar]}
+    optimizer = MultiAgentOptimizer(assessors={n: so_much(z) for n, z in zip(ASSESSORS, sizes, strict=True)})
+    done = settle(context(grad_spikes=spikes), wishes, optimizer)
+    wished = {knob: move for moves in wishes.values() for knob, move in moves.items() if move}
+    assert set(done.moves) <= set(wished)
+    for knob, move in done.moves.items():
+        most = sum(sorted(sizes)[1:]) / 2.0 if stirring({knob: wished[knob]}) else 1.0
+        assert move * wished[knob] >= 0.0, "never the other way, for anyone's knobs"
+        assert abs(move) <= most * abs(wished[knob]) + 1e-9
+    if sizes.count(0.0) >= 2 and stirring(wished) == wished:
+        assert done.moves == {}
+
+
+def test_against_one_objection_an_agent_goes_on_and_against_two_not() -> None:
+    for *sizes, made in ((0.0, 1.0, 1.0, 1.0), (0.0, 0.5, 0.5, 0.5), (0.0, 0.5, None, 0.5), (0.0, 0.0, 1.0, None)):
+        said = [says(None) if size is None else so_much(size) for size in sizes]
+        optimizer = MultiAgentOptimizer(assessors=dict(zip(ASSESSORS, said, strict=True)))
+        done = settle(context(), ONLY_RATE, optimizer)
+        assert done.moves == ({} if made is None else {LEARNING_RATE: pytest.approx(made * math.log(1.5))})
+
+
+def test_an_agent_that_calms_is_not_held_and_one_that_is_wild_holds_what_others_stir() -> None:
+    optimizer = MultiAgentOptimizer(assessors=dict.fromkeys(ASSESSORS, so_much(0.0)))
+    down = {knob: -math.log(KNOBS[knob].max_ratio) for knob in OWNS["learning_rate"]}
+    assert settle(context(), {**ONLY_RATE, "learning_rate": down}, optimizer).moves == down
+    quiet = {**BOLD, "learning_rate": {}}
+    assert settle(context(), quiet, course=DEADLY).moves == {k: v for k, v in JOINT.items() if k != LEARNING_RATE}
+    assert settle(context(), BOLD, course=DEADLY).moves == {}
+
+
+# three agents alone
+
+
+def alone() -> MultiAgentOptimizer:
+    return MultiAgentOptimizer(assessors={})
+
+
+def test_three_agents_alone_steer_a_calm_run_and_share_what_gradients_bear() -> None:
+    assert alone().electorate.blocked_by == 1
+    assert settle(context(), optimizer=alone()).moves == JOINT
+    done = settle(context(grad_spikes=0.1), optimizer=alone())
+    assert 0.0 < movement(done.moves) < movement(JOINT)
+    assert settle(context(grad_spikes=0.2), CURE, alone()).moves.items() >= CURE["learning_rate"].items()
+
+
+def test_three_alone_are_blocked_by_one_no_and_survive_what_is_no_value_without_muting_it() -> None:
+    done = settle(context(effects=HARM), ONLY_RATE, alone())
+    assert done.moves == {} and "no quorum: 2 of 3 say yes, 3 are needed" in done.cuts
+    optimizer, mad = alone(), Proposal("learning_rate", {LEARNING_RATE: math.nan}, "mad")
+    for _ in range(9):
+        done = settle(context(), {**BOLD, "learning_rate": {}}, optimizer, proposals=(mad,))
+        assert done.moves == {k: v for k, v in JOINT.items() if k != LEARNING_RATE}
+    assert "muted" not in done.record["vote"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_with_an_assessor_or_two_they_steer_a_calm_run_too(count: int) -> None:
+    few = dict(list(ASSESSORS.items())[:count])
+    assert settle(context(), optimizer=MultiAgentOptimizer(assessors=few)).moves == JOINT
 
 
 def test_a_voter_that_is_not_heard_from_without_a_forecast_abstains() -> None:
@@ -325,6 +438,44 @@ def test_an_agent_that_wants_what_is_no_value_is_muted_in_time_and_heard_again()
 
 
 # record and state
+
+
+@pytest.mark.parametrize(
+    ("seen", "gain", "voter", "size", "said"),
+    [
+        (context(grad_spikes=0.21), 0.0, "window", 0.0, "21% of the gradients spike"),
+        (context(grad_spikes=0.1), 0.0, "window", 0.5, "10% of the gradients spike"),
+        (context(trends={"grad_norm": rising(4.1)}), 0.0, "window", 0.5, "the gradient norm surely rises (z +4.1)"),
+        (
+            context(trends={"total": rising(7.0)}, grad_spikes=0.2),
+            0.0,
+            "window",
+            0.0,
+            "20% of the gradients spike, the loss surely rises (z +7.0)",
+        ),
+        (context(forecast=foreseen(0.3, 0.1)), 0.0, "forecast", 0.5, "divergence 30% likely in 50 steps"),
+        (context(forecast=foreseen(0.3, 0.62)), 0.0, "forecast", 0.0, "a lost alignment 62% likely in 50 steps"),
+        (context(), -1.44, "simulation", 0.0, "the plays lose 1.4 noise widths on average"),
+    ],
+)
+def test_an_assessor_says_why_with_the_figure(
+    seen: TrainingContext, gain: float, voter: str, size: float, said: str
+) -> None:
+    weighed = Weighed(JOINT, 1.0, 0.3, Outlook(0.0, 0.0, gain, gain, 0.0, 0.0, 256), {})
+    opinions = {name: assess(seen, JOINT, weighed) for name, assess in ASSESSORS.items()}
+    assert opinions.pop(voter) == Opinion(size > 0.0, size, said)
+    assert all(other.reason == "" for other in opinions.values())
+
+
+def test_what_was_settled_on_stands_where_it_is_not_the_joint_move() -> None:
+    optimizer = MultiAgentOptimizer(
+        assessors={"a": so_much(0.5), "b": says(True), "c": lambda *_: Opinion(True, 0.5, "doubt")}
+    )
+    vote = settle(context(), optimizer=optimizer).record["vote"]
+    assert vote["wanted"] == {"a": 0.5, "c": 0.5} and vote["reasons"] == {"c": "doubt"}
+    assert vote["settled"] == dict.fromkeys(JOINT, 0.75)
+    calm = settle(context()).record["vote"]
+    assert not {"reasons", "wanted", "settled", "refused"} & set(calm)
 
 
 def test_the_record_holds_it_all_is_json_and_short() -> None:

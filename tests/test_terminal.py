@@ -174,7 +174,7 @@ def test_one_step_tells_how_the_agents_settled() -> None:
     for words in (
         "convergence 0.98: the loss falls (z -2.1)",
         "learning_rate plays 50% of its proposal; worth: wish 0.29, strain −0.1",
-        "pure equilibrium, 2 pure in all",
+        "pure equilibrium, 2 pure in all; up to 5 candidates per agent",
         "left out mel_weight: mel_weight up: about 5 of 5 such moves hurt",
         "3.1% of 256 plays diverge, 0.0% if all is held; of runs, some 1.1%",
         "0.0% of 256 plays lose the alignment, 0.0% if all is held the loss falls",
@@ -186,6 +186,34 @@ def test_one_step_tells_how_the_agents_settled() -> None:
         assert words in " ".join(text.split())
 
 
+def test_one_step_tells_who_objected_and_why_who_wanted_less_and_what_was_settled_on() -> None:
+    vote = {
+        "yes": ["learning_rate", "simulation"],
+        "no": ["window"],
+        "reasons": {"window": "21% of the gradients spike", "forecast": "divergence 30% likely in 100 steps"},
+        "wanted": {"window": 0.0, "forecast": 0.5, "new": 0.25},
+        "settled": {"guided_weight": 0.75, "mel_weight": 0.75, "grad_clip": 0.5},
+        "refused": {"window": "the loss surely rises (z +4.1)", "new": ""},
+        **{"needed": 5, "approved": True},
+    }
+    record = {"equilibrium": {"kind": "mixed", "count": 0}, "vote": vote}
+    text = told([decision(40, "accept", "loss falls", after=1.5, coordination=record)], step=40)
+    section = text[text.index("Vote") :].split("\n\n")[0]
+    assert [line.strip() for line in section.splitlines()] == [
+        "Vote",
+        "yes: learning_rate, simulation",
+        "no: window",
+        "window wants 0% of what stirs: 21% of the gradients spike",
+        "forecast wants 50% of what stirs: divergence 30% likely in 100 steps",
+        "new wants 25% of what stirs",
+        "said no to the whole move: window (the loss surely rises (z +4.1)), new; then what calms was voted on alone",
+        "settled on 75% of guided_weight, mel_weight",
+        "settled on 50% of grad_clip",
+        "passed, 5 yes needed",
+    ]
+    assert "candidates" not in text, "older journals do not say"
+
+
 @pytest.mark.parametrize(
     "strange",
     [
@@ -193,6 +221,7 @@ def test_one_step_tells_how_the_agents_settled() -> None:
         "x",
         [],
         {"criteria": 3, "equilibrium": [], "risk": "x", "vote": None, "notes": 7},
+        {"vote": {"reasons": [], "wanted": {"a": None}, "settled": {"b": [], "c": "nan"}, "refused": {"d": None}}},
         {"criteria": {"a": None}, "equilibrium": {"shares": {"b": "x"}}, "risk": {"draws": None, "size": "nan"}},
     ],
 )

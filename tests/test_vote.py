@@ -1,5 +1,6 @@
 import json
 import math
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -170,6 +171,57 @@ def test_a_stranger_and_a_second_vote_are_refused() -> None:
     outcome = Electorate(FOUR).count(60, [*again, *(ballot(v) for v in FOUR[1:])])
     assert outcome.approved and outcome.yes == 3 and outcome.moves[LEARNING_RATE] == pytest.approx(0.1)
     assert [note.split()[0] for note in outcome.notes] == ["rate:", "'nobody'"]
+
+
+# -- liars in league ---------------------------------------------------------------------------------------------------
+
+
+def as_one(value: float, **more: Any) -> Any:
+    return lambda liars, count, said: [ballot(v, value, **more) for v in liars]
+
+
+def at_the_edge(liars: list[str], count: int, said: list[float]) -> list[Ballot]:
+    """They know what the honest say, and stay just within one whole move of it."""
+    return [ballot(v, max(said) + 0.99 * WHOLE) for v in liars]
+
+
+def flip_flop(liars: list[str], count: int, said: list[float]) -> list[Ballot]:
+    return [ballot(v, 20.0 * (-1) ** count, approve=count % 2 == 0) for v in liars]
+
+
+def nothing_or_all(liars: list[str], count: int, said: list[float]) -> list[Ballot]:
+    return [ballot(v, math.nan if k % 2 else -20.0, approve=False) for k, v in enumerate(liars)]
+
+
+@pytest.mark.parametrize("faulty", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("together", "are_muted"),
+    [
+        (as_one(20.0), True),
+        (as_one(-20.0, approve=False), True),
+        (at_the_edge, False),
+        (flip_flop, True),
+        (as_one(20.0, step=59), True),
+        (nothing_or_all, True),
+        (as_one(0.0, approve=False), False),
+        (lambda *_: [], False),
+    ],
+    ids=["high", "low", "edge", "flip-flop", "stale", "nan-or-low", "no", "away"],
+)
+def test_liars_in_league_bend_block_and_mute_nothing(faulty: int, together: Any, are_muted: bool) -> None:
+    generator = random.Random(faulty)
+    for _ in range(5):
+        voters = [f"v{k}" for k in range(3 * faulty + 1)]
+        liars = generator.sample(voters, faulty)
+        electorate = Electorate(voters)
+        for count in range(20):
+            said = {v: generator.uniform(-0.5, 0.5) * WHOLE for v in voters if v not in liars}
+            ballots = [ballot(v, value) for v, value in said.items()] + together(liars, count, list(said.values()))
+            outcome = electorate.count(60, ballots)
+            assert outcome.approved
+            assert min(said.values()) <= outcome.moves[LEARNING_RATE] <= max(said.values())
+            assert set(outcome.muted) <= set(liars)
+        assert set(outcome.muted) == (set(liars) if are_muted else set())
 
 
 # -- muting ------------------------------------------------------------------------------------------------------------

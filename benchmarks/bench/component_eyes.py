@@ -139,8 +139,8 @@ def _rows(brains: list[Watched], runs: str) -> list[Row]:
                 "figure": f"share of the decisions that it changes, {runs}",
                 "ours": changed / max(decisions, 1),
                 "theirs": None,
-                "note": f"{changed} of {decisions} decisions of {len(brains)} runs, {large} by over {LARGE:.0%} or to another "
-                f"verdict{f'; {most}' if most else ''}",
+                "note": f"{changed} of {decisions} decisions of {len(brains)} runs, {large} in the verdict or by over "
+                f"{LARGE:.0%}{f'; {most}' if most else ''}",
             }
         )
     return made

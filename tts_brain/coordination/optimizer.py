@@ -7,6 +7,18 @@
     vote           agents and assessors; no quorum holds everything                  vote.py, assessors.py
 
 No clock and no random state: the same state, context and proposals give the same joint move in any process.
+
+What one arbitrary agent can do, all others and the assessors being as they should. Nobody else has a move of its own
+for an agent's knobs; the assessors say none, half or all of what it plays, and it says all. So the vote bounds how far
+a knob goes and never turns it round:
+
+    it can      move its own knobs by the mean of what the two most willing assessors would (of two, where the forecast
+                abstains: by what the more willing one would), within a decision's limits, and do so at every decision
+                lower the rate or the clip whole, if they are its own: what calms is never held
+                hold what the others stir, by a proposal so wild that risk or two assessors refuse the joint move
+    it cannot   move another's knob farther than its agent wishes, or the other way
+                stir at all where two assessors say no
+                be listened to for long with what is no value of a knob
 """
 
 from __future__ import annotations
@@ -58,7 +70,7 @@ class MultiAgentOptimizer:
             checked and kept for them.
         experience_buffer: moves that learned agents remember, 1 or more; checked and kept likewise.
         agents: their names, in the order in which they play.
-        assessors: the voters that are no agents, by name.
+        assessors: the voters that are no agents, by name. With fewer than two agents vote on others' knobs too.
 
     Raises:
         ValueError: a value out of its range, or another number of names than ``n_agents``.
@@ -132,11 +144,14 @@ class MultiAgentOptimizer:
         )
 
     def _vote(
-        self, context: TrainingContext, weighed: Weighed, complaints: Sequence[str], say: Sequence[Mapping[str, float]]
+        self, context: TrainingContext, weighed: Weighed, complaints: Sequence[str], say: Sequence[dict[str, float]]
     ) -> tuple[list[Ballot], Outcome]:
         """The agents say of their own knobs what they play (``say`` has what is no move, and 0 for a move), and no
         where they have a complaint; the assessors say of all knobs what they would make of the move."""
         moves = weighed.moves
+        # An agent and fewer than 2f assessors could settle nothing; then each agent says of all knobs what is played.
+        if len(self.assessors) < 2 * self.electorate.faulty:
+            say = [_own(moves) | own for own in say]
         ballots = [
             Ballot(agent, context.step, not why, {k: moves.get(k, 0.0) + extra for k, extra in own.items()}, why)
             for agent, why, own in zip(self.agents, complaints, say, strict=True)

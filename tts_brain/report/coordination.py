@@ -79,15 +79,16 @@ def _vote(vote: Part) -> list[str]:
         return []
     voters = {name: _words(vote.get(name)) for name in ("yes", "no", "abstained", "muted")}
     lines = [f"{name}: {', '.join(who)}" for name, who in voters.items() if who]
-    reasons, wanted, settled = (_part(vote, name) for name in ("reasons", "wanted", "settled"))
+    reasons, wanted = _part(vote, "reasons"), _part(vote, "wanted")
     for voter in dict.fromkeys([*reasons, *wanted]):
         less = f" wants {number(wanted[voter]):.0%} of what stirs" if voter in wanted else ""
         lines.append(clean(voter) + less + (f": {clean(reasons[voter])}" if voter in reasons else ""))
-    refused = [f"{clean(voter)}: {clean(why)}" if why else clean(voter) for voter, why in _part(vote, "refused").items()]
+    refused = [clean(voter) + (f" ({clean(why)})" if why else "") for voter, why in _part(vote, "refused").items()]
     if refused:
-        lines.append(f"what calms was voted on alone, as others said no to the whole move ({'; '.join(refused)})")
-    if settled:
-        lines.append(f"settled on {', '.join(f'{number(v):.0%} of {clean(knob)}' for knob, v in settled.items())}")
+        lines.append(f"said no to the whole move: {', '.join(refused)}; then what calms was voted on alone")
+    settled = {clean(knob): number(share) for knob, share in _part(vote, "settled").items()}
+    for share in dict.fromkeys(settled.values()):
+        lines.append(f"settled on {share:.0%} of {', '.join(knob for knob in settled if settled[knob] == share)}")
     return [
         *lines,
         f"{'passed' if vote.get('approved') is True else 'no quorum'}, {number_text(vote.get('needed'))} yes needed",
