@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -310,3 +311,22 @@ def test_every_cell_of_rescue_on_long_clips_is_that_of_the_rows() -> None:
     assert f"**The brain: {saved} of {run}** ({100 * saved / run:.1f} %)" in text and f"{run} runs" in heading
     devices = {(row["seed"], row.get("device", "cpu")) for row in rows}
     assert devices == {(0, "cpu"), (1, "cuda")}
+
+
+def test_every_cell_of_the_third_machine_is_that_of_the_rows() -> None:
+    (table,) = tables("### The same on a third machine: five seeds, and methods from the best constants")
+    groups = summary.by_arm(rows_of("align-kathleen-en-us-machine3"))
+    assert set(table) | {"default"} == set(groups)
+    for arm, cells in table.items():
+        rows = sorted(groups[arm], key=lambda row: row["seed"])
+        errors, spoken = [row["l1"] for row in rows], [row["speaks"] for row in rows]
+        later = [row for row in rows if row["aligned_step"]]
+        good = [point[2] for row in later for point in row["curve"] if point[0] >= row["aligned_step"]]
+        assert cells == {
+            "arm": arm,
+            "seeds": str(len(rows)),
+            "aligned at": ", ".join(str(row["aligned_step"]) for row in rows),
+            "held-out L1": f"{median(errors):.3f} ({min(errors):.3f}–{max(errors):.3f})",
+            "under 0.5 once aligned": f"{sum(diag < 0.5 for diag in good)} of {len(good)}",
+            "speaks": f"{min(spoken):.2f}" + (f"–{max(spoken):.2f}" if min(spoken) < max(spoken) else ""),
+        }
