@@ -478,6 +478,11 @@ def test_the_picture_of_what_was_called_risky(
     file.write_text(json.dumps({"parts": {"risk": [said, {**said, "ours": 1.0, "theirs": 0.6, "note": "1 moves"}]}}))
     monkeypatch.setattr(sys, "argv", ["plot.py", str(file), "--out", str(tmp_path / "images")])
     assert plot.main() == 0 and (tmp_path / "images" / "reliability.png").stat().st_size > 10_000
+    (panel,) = plot.reliability([said, {**said, "ours": 1.0, "theirs": 0.6, "note": "1 moves"}]).axes
+    line, (bars,) = panel.get_lines()[1], panel.collections
+    assert list(zip(*line.get_data(), strict=True)) == [(0.1, 0.25), (0.6, 1.0)]
+    (_, low), (_, high) = bars.get_paths()[0].vertices
+    assert (low, high) == pytest.approx((0.046, 0.651), abs=0.001), "Jeffreys, 1 of 4"
     file.write_text(json.dumps({"parts": {}}))
     assert plot.main() == 2 and "run components --arms risk first" in capsys.readouterr().err
 

@@ -208,6 +208,9 @@ def test_a_sidecar_is_used_with_the_weights_that_it_is_of(tmp_path: Path, caplog
     assert not other.session.load(sidecar, step_otherwise=5) and other.session.step == 5
     assert "is of other weights than the checkpoint" in caplog.text and str(sidecar) in caplog.text
     assert other.session.active and other.go(3).session.step == 8
+    larger = torch.nn.Sequential(run.model, torch.nn.Linear(1, 1))
+    with pytest.raises(ValueError, match=r"of a model with 6 tensors of weights, this one has 8\. Delete the file"):
+        sidecar_module.read_sidecar(sidecar, larger)
 
 
 def test_a_sidecar_without_norms_or_of_weights_that_broke_is_used(tmp_path: Path) -> None:

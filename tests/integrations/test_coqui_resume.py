@@ -16,7 +16,7 @@ from coqui_run import assert_same, events, make_config, make_trainer, quick, rec
 from trainer import TrainerArgs
 
 from tts_brain.pytorch.sidecar import SIDECAR_KIND, SIDECAR_VERSION
-from tts_brain.statefile import save_state
+from tts_brain.statefile import load_state, save_state
 
 STEPS = 8
 SAVES = {"save_checkpoints": True, "save_step": 3, "save_n_checkpoints": 1}
@@ -203,6 +203,12 @@ def lacking_step(path: Path) -> None:
     save_state(path, {"manager": {}}, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
 
 
+def of_another_run(path: Path) -> None:
+    state = load_state(path, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
+    state["weights"] = [1.01 * norm for norm in state["weights"]]
+    save_state(path, state, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
+
+
 def missing(path: Path) -> None:
     path.unlink()
 
@@ -212,7 +218,9 @@ def unreadable(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("spoil", [cut, garble, other_version, other_manager, lacking_step, missing, unreadable])
+@pytest.mark.parametrize(
+    "spoil", [cut, garble, other_version, other_manager, lacking_step, of_another_run, missing, unreadable]
+)
 def test_a_bad_sidecar_is_said_and_left(
     spoil: Callable[[Path], None], copy: Run, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -222,7 +230,10 @@ def test_a_bad_sidecar_is_said_and_left(
     trainer = copy.resume()
     (error,) = (r.getMessage() for r in caplog.records if r.levelname == "ERROR" and r.name == "tts_brain")
     assert "the brain starts afresh" in error and path.name in error
-    assert any(remedy in error.lower() for remedy in ("delete the file", "remove the brain's sidecar", "start without"))
+    assert any(
+        remedy in error.lower()
+        for remedy in ("delete the file", "delete it", "remove the brain's sidecar", "start without")
+    )
     session = trainer.brain.session
     assert session.step == trainer.total_steps_done == 7 and session.knobs["gate_weight"] == 1.0
     trainer._fit()

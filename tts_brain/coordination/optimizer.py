@@ -70,7 +70,8 @@ class MultiAgentOptimizer:
             checked and kept for them.
         experience_buffer: moves that learned agents remember, 1 or more; checked and kept likewise.
         agents: their names, in the order in which they play.
-        assessors: the voters that are no agents, by name. With fewer than two agents vote on others' knobs too.
+        assessors: the voters that are no agents, by name. Where fewer than two of them have a
+            say, the agents vote on each other's knobs too.
 
     Raises:
         ValueError: a value out of its range, or another number of names than ``n_agents``.
@@ -149,15 +150,15 @@ class MultiAgentOptimizer:
         """The agents say of their own knobs what they play (``say`` has what is no move, and 0 for a move), and no
         where they have a complaint; the assessors say of all knobs what they would make of the move."""
         moves = weighed.moves
+        opinions = {name: assess(context, moves, weighed) for name, assess in self.assessors.items()}
         # An agent and fewer than 2f assessors could settle nothing; then each agent says of all knobs what is played.
-        if len(self.assessors) < 2 * self.electorate.faulty:
+        if sum(opinion.approve is not None for opinion in opinions.values()) < 2 * self.electorate.faulty:
             say = [_own(moves) | own for own in say]
         ballots = [
             Ballot(agent, context.step, not why, {k: moves.get(k, 0.0) + extra for k, extra in own.items()}, why)
             for agent, why, own in zip(self.agents, complaints, say, strict=True)
         ]
-        for name, assess in self.assessors.items():
-            opinion = assess(context, moves, weighed)
+        for name, opinion in opinions.items():
             of_all = {} if opinion.approve is None else wanted(moves, opinion)
             ballots.append(Ballot(name, context.step, opinion.approve, of_all, opinion.reason))
         return ballots, self.electorate.count(context.step, ballots)

@@ -14,7 +14,8 @@ from tts_brain.statefile import StateFileError, load_state, save_state
 
 SIDECAR_KIND = "brain"
 SIDECAR_VERSION = 1
-# Another device sums in another order, which is seen from the seventh figure on; a step of training moves every weight.
+# Another device sums in another order, which is seen from the seventh figure on. Checkpoints of two runs are many steps
+# apart, and some norm farther than this.
 _SAME = 1e-4
 
 
@@ -35,8 +36,13 @@ def read_sidecar(path: Path, model: nn.Module) -> dict[str, Any]:
             same folder without the brain; the message names the file and says what to do.
     """
     state: dict[str, Any] = load_state(path, kind=SIDECAR_KIND, version=SIDECAR_VERSION)
-    weights = state.get("weights")  # a sidecar of an older version lacks it
-    if weights is not None and not _alike(weights, _norms(model)):
+    weights, now = state.get("weights"), _norms(model)  # a sidecar of an older version lacks them
+    if weights is not None and len(weights) != len(now):
+        raise StateFileError(
+            f"{path} is of a model with {len(weights)} tensors of weights, this one has {len(now)}. Delete the file to "
+            "start the brain afresh"
+        )
+    if weights is not None and not _alike(weights, now):
         raise StateFileError(
             f"{path} is of other weights than the checkpoint that was read, as of an earlier run in this folder. "
             "Delete it, or read the checkpoint that it belongs to"
@@ -51,7 +57,7 @@ def _norms(model: nn.Module) -> list[float]:
 
 def _alike(before: Sequence[float], now: Sequence[float]) -> bool:
     """Up to rounding; NaN is like NaN, as a checkpoint may be of a run that broke."""
-    return len(before) == len(now) and all(
+    return all(
         math.isclose(a, b, rel_tol=_SAME, abs_tol=_SAME) or (math.isnan(a) and math.isnan(b))
         for a, b in zip(before, now, strict=True)
     )

@@ -85,7 +85,9 @@ def _vote(vote: Part) -> list[str]:
         lines.append(clean(voter) + less + (f": {clean(reasons[voter])}" if voter in reasons else ""))
     refused = [clean(voter) + (f" ({clean(why)})" if why else "") for voter, why in _part(vote, "refused").items()]
     if refused:
-        lines.append(f"said no to the whole move: {', '.join(refused)}; then what calms was voted on alone")
+        lines.append(f"said no to the whole move: {', '.join(refused)}")
+    if "refused" in vote:
+        lines.append("what calms was then voted on alone")
     settled = {clean(knob): number(share) for knob, share in _part(vote, "settled").items()}
     for share in dict.fromkeys(settled.values()):
         lines.append(f"settled on {share:.0%} of {', '.join(knob for knob in settled if settled[knob] == share)}")
