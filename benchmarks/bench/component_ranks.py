@@ -6,7 +6,7 @@ hosts do for their own log: an all-reduce of the losses at each step, ``decide_e
 outvotes nobody and tells nothing of the outcome.
 
 Figures are the least of many, as ``timeit`` has it: with more ranks than cores, and other jobs on them, a median is
-mostly the waiting for a core. What is left of that grows with the ranks, so the model errs to the dear side.
+mostly the waiting for a core. What is left of that grows with the ranks, and is in what is measured.
 
 Model: gloo gathers in a ring, so its time is a latency and a term per rank, neither of them below 0, fitted to what was
 measured by least squares of the relative errors; the merge is measured at any number of ranks, in one process. It knows
