@@ -330,3 +330,29 @@ def test_every_cell_of_the_third_machine_is_that_of_the_rows() -> None:
             "under 0.5 once aligned": f"{sum(diag < 0.5 for diag in good)} of {len(good)}",
             "speaks": f"{min(spoken):.2f}" + (f"–{max(spoken):.2f}" if min(spoken) < max(spoken) else ""),
         }
+
+
+def test_every_cell_of_rescue_without_a_part_is_that_of_the_rows() -> None:
+    (table,) = tables("### `rescue` without a part: seed 0")
+    rows = {(row["arm"], row["start"]): row for row in rows_of("rescue-kathleen-en-us-parts")}
+    assert {arm for arm, _ in rows} == set(table)
+    for arm, cells in table.items():
+        for start, cell in cells.items():
+            row = rows.get((arm, "" if start == "clean" else start))
+            if row is None:
+                assert cell == "–" or start == "arm"
+                continue
+            lowest = min(point[2] for point in row["curve"][-3:])
+            assert cell == f"{row['aligned_step'] or 'never'}, {lowest:.2f}, {row['speaks']:.2f}"
+            saved = start == "clean" or rescued(row, rows[arm, ""])
+            assert (f"**{cell}**" in DOCS) is not saved
+
+
+def test_how_many_decisions_each_part_changes_is_that_of_the_rows() -> None:
+    (table,) = tables("### How many decisions each part changes")
+    for row in json.loads((RESULTS / "components.json").read_text(encoding="utf-8"))["parts"]["eyes"]:
+        changed, decisions, runs, large = re.match(
+            r"(\d+) of (\d+) decisions of (\d+) runs, (\d+) in", row["note"]
+        ).groups()
+        column = f"{row['figure'].split('changes, ')[1]} ({runs} runs, {decisions} decisions)"
+        assert table[row["against"]][column] == (f"{changed} ({large})" if int(changed) else "0")
