@@ -344,7 +344,7 @@ class RecentLowest:
 
 
 def _expected(forecast: Forecast, loss: FilterReport | None) -> dict[str, float]:
-    """What the temporal model says, in units of the loss's noise, and on which step its attention rested most."""
+    """What the temporal model says, in units of the loss's noise, and where it looked; rounded as that is."""
     said = {"divergence": forecast.divergence[0], **forecast.evidence}
     if loss is not None and loss.noise > 0.0:
         said["expected_rise"] = (forecast.loss[0][1] - loss.level) / loss.noise
