@@ -17,8 +17,8 @@ changes nothing.
 
 How exact: a pure one is exact, and a mixed one has a regret under 1e-6 where a player's payoffs are of like size. Where
 they differ by orders of magnitude (±exp(4 N(0, 1)), three players) a sixth of the mixed ones of 3 moves each, and half
-of those of 5, have more; the largest in 1,500 such games was 9e-5. Newton's method from there, in three forms, mends few
-of them; walks of four times as many steps mend half, for 0.1 s more.
+of those of 5, have more; the largest in 1,500 such games was 9e-5. Newton's method from there, in three forms, mends
+few of them; walks of four times as many steps mend half, for 0.1 s more.
 
 How long, for 3 players of 5 moves: under 0.5 ms with a pure equilibrium, which all of 6,000 random decisions had. A
 decision can be without one, where effects are large, sure and opposed. A mixed one takes 4 ms with normal payoffs, 14
