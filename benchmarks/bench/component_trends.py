@@ -19,10 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from tts_brain.context.analyzer import ContextAnalyzer
 from tts_brain.context.scales import HISTORY, clip_spikes, oscillation, raw_statistic, scales
 from tts_brain.context.trends import trend
-from tts_brain.types import OSCILLATION_ALARM, Observation
+from tts_brain.types import OSCILLATION_ALARM
 
 PART = "trends"
 WINDOWS = (20, 100)
@@ -115,7 +114,7 @@ def rows(quick: bool) -> list[Row]:
     """The table: part, against, figure, ours, theirs, note. ``quick`` takes a tenth of the runs, to try it."""
     limits = slope_limits(3_000 if quick else 20_000)
     found = [*detection(20 if quick else 200, limits), *false_alarms(1_000 if quick else 10_000, limits)]
-    return [*found, *_time_of_calls(50 if quick else 1_000), _time_of_analyzer(200 if quick else 2_000)]
+    return [*found, *_time_of_calls(50 if quick else 1_000)]
 
 
 def slope_limits(windows: int) -> dict[int, float]:
@@ -223,29 +222,6 @@ def _time_of_calls(calls: int) -> list[Row]:
         note = f"median of {calls} calls, one core"
         found.append(_row(f"slope over {window} values", "microseconds per call at 100 values", ours, theirs, note))
     return found
-
-
-def _time_of_analyzer(steps: int) -> Row:
-    """The analyzer as it is, alone and with ``scales`` of every series at each decision."""
-    plain, more = (_analyzer_ms(steps, with_scales) for with_scales in (False, True))
-    note = f"milliseconds per step, mean of {steps} steps, six series, a decision every {DECIDE_EVERY}; limit 1 ms"
-    return _row("the analyzer without scales", "whole analyzer, ms per step", more, plain, note)
-
-
-def _analyzer_ms(steps: int, with_scales: bool) -> float:
-    analyzer, rng = ContextAnalyzer(), np.random.default_rng(_REPORT_SEED)
-    names = ("total", "mel", "gate", "guided", "postnet")
-    noise = rng.normal(size=(steps, len(names)))
-    start = time.perf_counter()
-    for step in range(1, steps + 1):
-        losses = dict(zip(names, (1.0 + 0.1 * noise[step - 1]).tolist(), strict=True))
-        analyzer.observe(Observation(step, losses, grad_norm=1.0, learning_rate=1e-3))
-        if step % DECIDE_EVERY == 0:
-            analyzer.context()
-            for name in (*names, "grad_norm") if with_scales else ():
-                pairs = analyzer.series(name)
-                scales([s for s, _ in pairs], [v for _, v in pairs])
-    return round(1000.0 * (time.perf_counter() - start) / steps, 4)
 
 
 def _microseconds(call: Callable[[], object], calls: int) -> float:
