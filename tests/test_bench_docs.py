@@ -1,4 +1,4 @@
-"""The figures in docs/benchmarks.md are those of the rows in benchmarks/results, cell by cell."""
+"""The figures in the docs' pages of benchmarks are those of the rows in benchmarks/results, cell by cell."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from bench.figures import rescued
 from bench.store import Store
 
 RESULTS = BENCHMARKS / "results"
-DOCS = (BENCHMARKS.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+PAGES = ("benchmarks", "components", "history")
+DOCS = "\n".join((BENCHMARKS.parent / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in PAGES)
 ABLATIONS = "### The brain with a part switched off"
 
 Row = Mapping[str, Any]
@@ -330,6 +331,36 @@ def test_every_cell_of_the_third_machine_is_that_of_the_rows() -> None:
             "under 0.5 once aligned": f"{sum(diag < 0.5 for diag in good)} of {len(good)}",
             "speaks": f"{min(spoken):.2f}" + (f"–{max(spoken):.2f}" if min(spoken) < max(spoken) else ""),
         }
+
+
+def five_seeds(corpus: str, arm: str) -> list[Row]:
+    """Rows of the first machine, and of the third where that has the seed."""
+    found = {}
+    for name in (f"align-{corpus}", f"align-{corpus}-machine3"):
+        found |= {row["seed"]: row for row in rows_of(name) if row["arm"] == arm}
+    assert sorted(found) == [0, 1, 2, 3, 4]
+    return list(found.values())
+
+
+def test_what_stands_in_short_is_that_of_the_rows() -> None:
+    (block,) = blocks("## In short")
+    lines = [cells_of(line)[1:] for line in block.splitlines()[2:]]
+    expected = []
+    for corpus, best in (
+        ("kathleen-en-us", "static g300 lr0.01 fs0.2"),
+        ("ljspeech-subset", "static g100 lr0.002 fs0.03"),
+    ):
+        default, *others = ([*five_seeds(corpus, arm)] for arm in ("default", best, "brain"))
+        assert not any(row["aligned_step"] for row in default)
+        steps, under, errors = ["never"], ["–"], ["1"]
+        for rows in others:
+            good = [v for row in rows for step, _, v in row["curve"] if step >= row["aligned_step"]]
+            steps.append(str(median(row["aligned_step"] for row in rows)))
+            under.append(f"{sum(v < 0.5 for v in good)} of {len(good)}")
+            ratio = median(row["l1"] for row in rows) / median(row["l1"] for row in default)
+            errors.append(f"{ratio:.2f}")
+        expected += [steps, under, errors]
+    assert [[cell.removesuffix(" evaluations") for cell in line] for line in lines] == expected
 
 
 def test_every_cell_of_rescue_without_a_part_is_that_of_the_rows() -> None:

@@ -267,7 +267,7 @@ class ContextAwareTrainingManager:
         decision = self._decision(context, Verdict.ACCEPT, reason, proposals, after, evidence, settled.record)
         moves = {n: KNOBS[n].move(self.knobs[n], after[n]) for n in moved}
         # What calms is not put on trial: where a cut was one too many, the search raises the rate again, and hindsight
-        # says that cuts taken back were right (docs/benchmarks.md).
+        # says that cuts taken back were right (docs/components.md).
         bold = {n: (self.knobs[n], after[n]) for n, move in stirring(moves).items() if abs(move) > _BOLD_MOVE}
         if decision.applied and bold:
             self.feedback.open(context.step, bold, context, self.analyzer.series(self.loss_name))

@@ -7,7 +7,7 @@ two numbers can be learned from the few runs that go wrong. Isotonic regression,
 seeds it was learned on.
 
 The constants are of micro-Tacotrons that are in no benchmark: ``python -m bench.risk_fit`` (in ``benchmarks/``) prints
-them. How right they are on other seeds stands in ``docs/benchmarks.md``; on a host they are a guess, better than the
+them. How right they are on other seeds stands in ``docs/components.md``; on a host they are a guess, better than the
 share itself where the host resembles the small model in how its runs go wrong.
 """
 

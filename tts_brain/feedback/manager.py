@@ -22,7 +22,7 @@ _LAST_BAD = 5
 _FEWEST = 4
 _RISING_Z = 3.0
 # Probability that a move of the rate helped, under which it is taken back. A milder limit, 0.15 at the end of the
-# trial, took back more bad ones, and raises from far too low a rate too (docs/benchmarks.md).
+# trial, took back more bad ones, and raises from far too low a rate too (docs/components.md).
 _HELPED_NOT = 0.05
 # Losses seen before the move that its verdict must rest on: the first steps of a run fall as they never will again.
 _FILTER_SETTLED = 40

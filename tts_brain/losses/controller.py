@@ -20,7 +20,7 @@ from tts_brain.types import (
 # One value per phase, in order (DESIGN.md). Before there is an alignment, "stop" cannot be learned from the text.
 PHASE_MEL_WEIGHT = (1.0, 1.0, 1.2, 1.5)
 PHASE_GATE_WEIGHT = (0.5, 1.0, 1.0, 1.0)
-# Share of the Tversky weight. While an alignment forms the term delays it (docs/benchmarks.md); after that it brings
+# Share of the Tversky weight. While an alignment forms the term delays it (docs/history.md); after that it brings
 # up a stop token whose own loss leaves it unsure: one positive step among dozens, in Coqui weighed down to a fifth.
 PHASE_TVERSKY_SHARE = (0.0, 0.0, 1.0, 1.0)
 
