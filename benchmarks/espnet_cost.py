@@ -46,7 +46,7 @@ class Arm:
         self.watch = Stopwatch()
         self.adapter = None
         if brain:
-            self.adapter = EspnetAdapter(BrainConfig(), self.model, self.optimizers, [None], self.options)
+            self.adapter = EspnetAdapter(BrainConfig(), self.model, self.optimizers, self.options)
             taps = {self.adapter: ("_after_iteration",), self.adapter._losses: ("_lengths", "_after", "_facts")}
             watch_adapter(self.adapter, self.watch, taps)
             # A step of this size lasts a fraction of a second; a sidecar is written once per epoch, not per iteration.

@@ -43,7 +43,7 @@ from bench.plans import (
     oracle,
 )
 from bench.pool import _Worker
-from bench.speech import distortion
+from bench.speech import distortion, liveliness
 from bench.store import Cell, Store
 from tts_brain.corpus import CorpusError
 
@@ -163,6 +163,15 @@ def test_distortion_is_zero_for_the_same_and_free_of_pace_and_loudness() -> None
     assert distortion(mel + 3.0, mel) == pytest.approx(0.0, abs=1e-9)
     assert distortion(generator.normal(size=(30, 80)), mel) > 1.0
     assert math.isnan(distortion(np.full((30, 80), np.nan), mel))
+
+
+def test_liveliness_is_one_for_the_recording_and_the_share_of_its_movement_for_a_blur() -> None:
+    mel = np.random.default_rng(0).normal(size=(40, 80))
+    blur = mel.mean(axis=0) + 0.2 * (mel - mel.mean(axis=0))
+    assert liveliness(np.repeat(mel, 2, axis=0) + 3.0, mel) == pytest.approx(1.0)
+    assert liveliness(blur, mel) == pytest.approx(0.2)
+    assert liveliness(np.zeros((40, 80)), mel) < 1e-6
+    assert math.isnan(liveliness(mel, np.full((30, 80), np.inf)))
 
 
 # What is kept.
@@ -580,7 +589,7 @@ def test_a_killed_benchmark_goes_on_with_what_is_missing(corpus: Path, tmp_path:
     assert "2 cells, 1 done, 1 to run" in second.stdout
     found = [json.loads(text) for text in rows.read_text().splitlines()]
     assert [row["arm"] for row in found] == ["default", "brain"]
-    assert all({"versions", "setting", "seed", "data", "l1", "mcd"} <= set(row) for row in found)
+    assert all({"versions", "setting", "seed", "data", "l1", "mcd", "liveliness"} <= set(row) for row in found)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from bench.recorded import recorded_cases, replayed
 from tts_brain.config import BrainConfig
 from tts_brain.coordination.calibration import ALIGNMENT_LOSS, DIVERGENCE, Curve, log_odds, probabilities
 from tts_brain.coordination.dynamics import Course, Dynamics, Outlook
-from tts_brain.learning.micro_tacotron import CAPABILITIES, MicroRuns, MicroSetting
+from tts_brain.learning.micro_tacotron import MicroRuns, MicroSetting
 from tts_brain.learning.traces import Recorder, save
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.types import GRAD_CLIP, LEARNING_RATE, Verdict
@@ -248,7 +248,7 @@ def test_an_outlook_is_mapped_each_risk_by_its_own_curve() -> None:
 def test_a_decision_says_the_probabilities_of_its_own_plays() -> None:
     setting = MicroSetting(rate=1e-2)
     micro = MicroRuns([setting], [3])
-    manager = ContextAwareTrainingManager(BrainConfig(), CAPABILITIES, setting.host_values)
+    manager = ContextAwareTrainingManager(BrainConfig(), setting.capabilities, setting.host_values)
     told = []
     for _ in range(40):
         manager.observe(micro.step([manager.knobs])[0])

@@ -17,7 +17,7 @@ from bench.component_phases import Course, agreement, bare, delays, ema, made_up
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
 from tts_brain.context.phases import PhaseClassifier
-from tts_brain.learning.micro_tacotron import CAPABILITIES, MicroRun, MicroSetting
+from tts_brain.learning.micro_tacotron import MicroRun, MicroSetting
 from tts_brain.learning.traces import Recorder, Trace, save
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.types import LEARNING_RATE, PHASE_LIMITS, AttentionReport, Decision, Observation
@@ -240,7 +240,7 @@ def test_looking_at_what_each_part_changes_changes_no_decision() -> None:
     (watched,) = component_eyes.steered(TROUBLE, 1, 60)
     setting = MicroSetting(guided_weight=component_coordination.WEAK, **TROUBLE["rate 0.1"])
     run = MicroRun(setting, component_eyes.SEED)
-    manager = ContextAwareTrainingManager(BrainConfig(), CAPABILITIES, setting.host_values)
+    manager = ContextAwareTrainingManager(BrainConfig(), setting.capabilities, setting.host_values)
     for step in range(1, 61):
         manager.observe(run.step(manager.knobs))
         if manager.due(step):

@@ -90,6 +90,12 @@ def test_a_resume_from_an_earlier_step_drops_what_came_after_it(tmp_path: Path) 
     assert list(read_journal(tmp_path)) == [start(0), *seen(10), start(15), *seen(20)]
 
 
+def test_a_run_begun_anew_in_the_folder_is_told_without_the_one_before_it(tmp_path: Path) -> None:
+    write(tmp_path, start(0), *seen(10, 20))
+    write(tmp_path, start(0), *seen(5))
+    assert list(read_journal(tmp_path)) == [start(0), *seen(5)]
+
+
 KILLED = """
 import os, sys
 from pathlib import Path

@@ -35,6 +35,7 @@ from tts_brain.journal import to_plain
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.types import (
     GRAD_CLIP,
+    GRAD_CLIP_OFF,
     GUIDED_SIGMA,
     GUIDED_WEIGHT,
     KNOBS,
@@ -404,6 +405,15 @@ def test_the_rate_is_lowered_once_for_each_rollback_wherever_the_snapshot_lies()
         assert manager.knobs[LEARNING_RATE] == pytest.approx(0.25)
 
 
+@pytest.mark.parametrize(("broke_at", "then"), [(8.0, 0.5), (1.0, 0.5), (0.25, 0.125), (math.inf, 0.5)])
+def test_after_a_rollback_the_rate_is_under_the_one_that_broke(broke_at: float, then: float) -> None:
+    """The host's own rate does not go back, so that a multiplier of before a cut would be above the one that broke."""
+    manager = make_manager()
+    assert manager.knobs[LEARNING_RATE] == 1.0
+    manager.rolled_back(failed_at=40, count=1, restored=True, trial=None, multiplier=broke_at)
+    assert manager.knobs[LEARNING_RATE] == pytest.approx(then)
+
+
 def test_the_move_on_trial_takes_the_blame_for_a_rollback() -> None:
     manager = make_manager(trial_steps=1000)
     for observation in observations([Stretch(100, slope=-0.05)]):
@@ -476,9 +486,7 @@ def test_what_calms_is_not_put_on_trial(seed: int) -> None:
     manager, lowered = make_manager(), set()
     for observation in observations(EVENTFUL, seed):
         decision, trial = show(manager, observation), manager.feedback.trial
-        assert trial is None or all(
-            new > old for name, (old, new) in trial.moves.items() if name in (LEARNING_RATE, GRAD_CLIP)
-        )
+        assert trial is None or all(new > old for name, (old, new) in trial.moves.items() if name == LEARNING_RATE)
         if decision is not None and decision.verdict is Verdict.ACCEPT:
             lowered |= {name for name, (old, new) in decision.moves.items() if KNOBS[name].move(old, new) < -0.1}
     assert {LEARNING_RATE, GRAD_CLIP} <= lowered
@@ -579,6 +587,29 @@ def test_nothing_talks_the_brain_out_of_lowering_the_rate(max_move_risk: float) 
     assert len(lowered) > 5
     assert all(d.after[LEARNING_RATE] == limit(d.before[LEARNING_RATE], wish) for d, wish in lowered)
     assert manager.knobs[LEARNING_RATE] < 0.3 * max(d.after[LEARNING_RATE] for d in decisions)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_a_clip_that_is_let_go_is_not_put_on_trial(seed: int) -> None:
+    """Nothing has come up to it, and a trial of it would keep the rate from being raised."""
+    manager, released = make_manager(), 0
+    for observation in observations([Stretch(40, spikes=0.25), Stretch(120, slope=-0.02)], seed):
+        decision = show(manager, observation)
+        old, new = (0.0, 0.0) if decision is None else (decision.before[GRAD_CLIP], decision.after[GRAD_CLIP])
+        released += new > old
+        trial = manager.feedback.trial
+        assert trial is None or GRAD_CLIP not in trial.moves
+    assert released > 1
+
+
+@pytest.mark.parametrize(("host_clip", "turned"), [(math.inf, True), (20.0, True), (2.0, False)])
+def test_a_clip_is_left_alone_where_the_host_clips_lower(host_clip: float, turned: bool) -> None:
+    """Norms are about 1 here, so that three medians lie over the host's 2: ours would never act."""
+    manager = make_manager()
+    manager.capabilities = replace(HOST, grad_clip=host_clip)
+    decisions = drive(manager, observations([Stretch(60, spikes=0.25)]))
+    assert (manager.knobs[GRAD_CLIP] < GRAD_CLIP_OFF) is turned
+    assert any("clip at" in d.reason for d in decisions) is turned
 
 
 def test_a_clip_is_steered_without_the_rate() -> None:

@@ -244,7 +244,7 @@ def test_each_other_knob_turns_something(name: str) -> None:
 def test_the_brain_can_steer_it() -> None:
     config = BrainConfig(decide_every=5, cooldown_steps=15, trial_steps=10)
     setting = MicroSetting(guided_weight=0.05, batch_size=4)
-    manager = ContextAwareTrainingManager(config, CAPABILITIES, setting.host_values)
+    manager = ContextAwareTrainingManager(config, setting.capabilities, setting.host_values)
     run, moved = MicroRun(setting, 0), set()
     for _ in range(40):
         seen = run.step(manager.knobs)

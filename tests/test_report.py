@@ -26,6 +26,7 @@ from tts_brain.report.gallery import evenly  # noqa: E402
 from tts_brain.report.html import render, write_report  # noqa: E402
 from tts_brain.report.media import alignment_png, sound_wav  # noqa: E402
 from tts_brain.report.page import best_arms, body  # noqa: E402
+from tts_brain.report.story import knob_series, tally  # noqa: E402
 from tts_brain.types import KNOBS  # noqa: E402
 
 HOSTILE = "<script>alert('x')</script> & \"quotes\" ' \x1b[31m \ud800 </style>"
@@ -79,6 +80,26 @@ def journal(steps: int = 600, *, finished: bool = True, reason: str = "gradients
     if finished:
         records.append({"kind": "end", "step": steps, "message": "all steps done"})
     return records
+
+
+@pytest.mark.parametrize(
+    ("restored", "sentence"),
+    [
+        (None, "4 moves: 4 kept, 0 taken back; 1 rollback"),
+        (25, "4 moves: 3 kept, 1 taken back; 1 rollback"),
+        (10, "4 moves: 2 kept, 2 taken back; 1 rollback"),
+    ],
+)
+def test_a_rollback_takes_back_the_moves_that_it_goes_behind(restored: int | None, sentence: str) -> None:
+    def decided(step: int, verdict: str) -> dict[str, Any]:
+        values = {"before": {"learning_rate": 1.0}, "after": {"learning_rate": float(step)}}
+        return {"kind": "decision", "step": step, "verdict": verdict, "applied": True, **values}
+
+    event = {"kind": "event", "step": 40, "event": "rollback", "restored": restored, "knobs": {"learning_rate": 0.5}}
+    records = [decided(10, "accept"), decided(20, "accept"), decided(30, "accept"), decided(40, "roll_back"), event]
+    records.append(decided(50, "accept"))
+    assert tally(records).sentence().startswith(sentence)
+    assert knob_series(records)["learning_rate"][-2:] == [(40.0, 0.5), (50.0, 50.0)]
 
 
 def alignment(frames: int, tokens: int, sharpness: float) -> np.ndarray:

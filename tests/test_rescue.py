@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from simulated_run import Stretch, make_manager, observations, show
+from torch.optim import lr_scheduler
 
 from tts_brain.pytorch.ranks import Ranks
 from tts_brain.pytorch.rescue import Rescue
@@ -27,3 +29,46 @@ def test_what_has_just_failed_to_help_is_not_put_back_again_where_there_is_an_ol
     assert restored == [100, 80, 80]
     assert model.weight.item() == taken[80]
     assert manager.rollbacks_in_a_row == 3
+
+
+SCHEDULES = {
+    "a milestone": lambda o: lr_scheduler.MultiStepLR(o, [6, 30]),
+    "steps": lambda o: lr_scheduler.StepLR(o, 4, gamma=0.5),
+    "cosine": lambda o: lr_scheduler.CosineAnnealingLR(o, 40),
+    "one cycle": lambda o: lr_scheduler.OneCycleLR(o, 1e-2, total_steps=40),
+    "recomputed": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1.0 / (1.0 + step)),
+    "plateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1),
+}
+
+
+@pytest.mark.parametrize("place", ["memory", "disk"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_weights_and_moments_go_back_and_the_hosts_schedule_does_not(tmp_path: Path, schedule: str, place: str) -> None:
+    """The rates of a run that goes back from step 12 to step 4 are those of one that does not, to the end."""
+
+    def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, object]]:
+        return [{name: group[name] for name in group if name != "params"} for group in optimizer.param_groups]
+
+    told = []
+    for goes_back in (False, True):
+        manager, model = make_manager(snapshot_every=4, snapshot_place=place), torch.nn.Linear(3, 1)
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+        scheduler = SCHEDULES[schedule](optimizer)
+        parts = {"model": model, "optimizer": optimizer, "brain": manager}
+        rescue = Rescue(manager, parts, tmp_path / str(goes_back), Ranks())
+        rates, taken = [], None
+        for step in range(1, 25):
+            model(torch.randn(8, 3)).square().mean().backward()
+            optimizer.step()
+            scheduler.step(1.0) if schedule == "plateau" else scheduler.step()
+            if step == 4:
+                assert rescue.maybe_take(step) == ""
+                taken = [model.weight.clone(), optimizer.state[model.weight]["exp_avg"].clone()]
+            if step == 12 and goes_back:
+                assert rescue.roll_back(step) == 4
+                now = [model.weight, optimizer.state[model.weight]["exp_avg"]]
+                assert taken is not None and all(map(torch.equal, now, taken))
+            rates.append(hyperparameters(optimizer))
+        told.append(rates)
+    assert told[0] == told[1]
+    assert told[0][3] != told[0][11], "a schedule that does not move would show nothing"

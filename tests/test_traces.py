@@ -20,7 +20,7 @@ from tts_brain.types import LEARNING_RATE, Observation
 def _journal(folder: Path, every: int) -> list[Observation]:
     """A real run of the micro-Tacotron under the brain, written down as the hosts' sessions do."""
     setting = MicroSetting(rate=5e-4, nan_steps=frozenset({7}))
-    manager = ContextAwareTrainingManager(BrainConfig(), CAPABILITIES, setting.host_values)
+    manager = ContextAwareTrainingManager(BrainConfig(), setting.capabilities, setting.host_values)
     run, journal, seen = MicroRun(setting, 0), Journal(folder), []
     journal.write("start", {"step": 0, "host": CAPABILITIES.host})
     for _ in range(30):

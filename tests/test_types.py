@@ -99,6 +99,8 @@ def test_the_phase_is_the_number_of_limits_passed(attention_diag: float) -> None
         ({"alignment": "magic"}, "attention, durations, monotonic_search, none"),
         ({"knobs": ("learning_rte",)}, "learning_rte.*known are learning_rate"),
         ({"losses": ("mel",)}, "lacks 'total'"),
+        ({"grad_clip": 0.0}, "grad_clip=0.0; write a positive norm"),
+        ({"grad_clip": float("nan")}, "grad_clip=nan"),
     ],
 )
 def test_capabilities_that_make_no_sense_are_refused(wrong: dict, message: str) -> None:

@@ -110,7 +110,8 @@ def to_plain(value: Any) -> Any:
 def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
     """Records of a journal file or of a run folder that holds one, oldest first; a torn last line is left out.
 
-    After a resume from an earlier checkpoint the records past it are dropped, so that each step stands once.
+    After a resume from an earlier checkpoint the records past it are dropped, so that each step stands once; those of
+    an earlier run in the same folder are, too, where one began anew.
 
     Raises:
         FileNotFoundError: no journal there; the message says where it was looked for.
@@ -133,7 +134,8 @@ def read_journal(path: str | Path) -> Iterator[dict[str, Any]]:
                     f"{file}, line {number} was written by a newer tts-brain, in format {record['format']}; this one "
                     f"reads up to format {FORMAT_VERSION}. Update it: pip install --upgrade tts-brain"
                 )
-            records = [r for r in records if r.get("step", 0) <= record.get("step", 0)]
+            begins_at = record.get("step", 0)
+            records = [r for r in records if r.get("step", 0) <= begins_at] if begins_at else []
         records.append(record)
     yield from records
 

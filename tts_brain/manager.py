@@ -28,6 +28,7 @@ from tts_brain.feedback.manager import FeedbackLoopManager, Trial
 from tts_brain.losses.controller import AdaptiveLossController
 from tts_brain.types import (
     FORWARD_SUM_WEIGHT,
+    GRAD_CLIP,
     GUIDED_WEIGHT,
     KNOBS,
     LEARNING_RATE,
@@ -158,6 +159,7 @@ class ContextAwareTrainingManager:
             stop_errors=self.losses.stop_errors,
             filtered=dict(filters.reports),
             effects=filters.effects,
+            host_clip=self.capabilities.grad_clip,
         )
 
     @property
@@ -267,8 +269,10 @@ class ContextAwareTrainingManager:
         decision = self._decision(context, Verdict.ACCEPT, reason, proposals, after, evidence, settled.record)
         moves = {n: KNOBS[n].move(self.knobs[n], after[n]) for n in moved}
         # What calms is not put on trial: where a cut was one too many, the search raises the rate again, and hindsight
-        # says that cuts taken back were right (docs/components.md).
-        bold = {n: (self.knobs[n], after[n]) for n, move in stirring(moves).items() if abs(move) > _BOLD_MOVE}
+        # says that cuts taken back were right (docs/components.md). Nor is a clip that is let go, as nothing has come
+        # up to it, and a trial would keep the rate where it is.
+        stirred = {name: move for name, move in stirring(moves).items() if name != GRAD_CLIP}
+        bold = {name: (self.knobs[name], after[name]) for name, move in stirred.items() if abs(move) > _BOLD_MOVE}
         if decision.applied and bold:
             self.feedback.open(context.step, bold, context, self.analyzer.series(self.loss_name))
         return decision
@@ -365,17 +369,21 @@ class ContextAwareTrainingManager:
         """Rollbacks without ``snapshot_every`` healthy steps between them."""
         return self._rollbacks_in_a_row
 
-    def rolled_back(self, *, failed_at: int, count: int, restored: bool, trial: Trial | None) -> None:
+    def rolled_back(
+        self, *, failed_at: int, count: int, restored: bool, trial: Trial | None, multiplier: float = math.inf
+    ) -> None:
         """Told by the adapter after ROLL_BACK, when an earlier state is back (this manager's own included).
 
-        The rate is lowered once more for each rollback in a row, levels are forgotten, and nothing moves for
-        ``cooldown_steps``. What was learned of the failure must outlive the restored state, so it comes as arguments.
+        The rate is lowered once more for each rollback in a row, and under that at which the run broke; levels are
+        forgotten, and nothing moves for ``cooldown_steps``. What was learned of the failure must outlive the restored
+        state, so it comes as arguments.
 
         Args:
             failed_at: step at which the run broke.
             count: rollbacks in a row, this one included.
             restored: False when there was no snapshot.
             trial: the bold move that was on trial when the run broke; it takes the blame.
+            multiplier: of the host's rate, when the run broke; infinity where that is not known.
         """
         # A snapshot taken between two rollbacks holds the rate that the first one lowered.
         lower_by = max(count - self._rollbacks_in_a_row, 1)
@@ -390,7 +398,9 @@ class ContextAwareTrainingManager:
             self._learn(trial.moves, self.context(), kept=False)
         if LEARNING_RATE in self.knobs and restored:
             knob = KNOBS[LEARNING_RATE]
-            wanted = self.knobs[LEARNING_RATE] * self.config.rollback_rate_factor**lower_by
+            # The host's own rate has not gone back: a multiplier of before a cut would be above the one that broke.
+            factor = self.config.rollback_rate_factor
+            wanted = min(self.knobs[LEARNING_RATE] * factor**lower_by, multiplier * factor)
             self.knobs[LEARNING_RATE] = min(max(wanted, knob.low), knob.high)
 
     def _learn(self, moves: Mapping[str, tuple[float, float]], context: TrainingContext, *, kept: bool) -> None:

@@ -66,7 +66,7 @@ class _WithBrain:
     adapter: EspnetAdapter | None = field(default=None, kw_only=True)
 
     def put_on(self, run: Training, config: BrainConfig) -> None:
-        self.adapter = EspnetAdapter(config, run.model, [run.optimizer], [None], run.options)
+        self.adapter = EspnetAdapter(config, run.model, [run.optimizer], run.options)
         self.adapter._save_sidecar = lambda epoch: None  # nothing is resumed here
 
     @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tts_brain.config import BrainConfig
-from tts_brain.learning.micro_tacotron import CAPABILITIES, MicroRuns, MicroSetting
+from tts_brain.learning.micro_tacotron import MicroRuns, MicroSetting
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.types import KNOBS, Verdict
 
@@ -80,7 +80,7 @@ class _Steering:
     """One run's brain. A rollback lowers the rate; the weights stay, as no snapshot is kept."""
 
     def __init__(self, setting: MicroSetting, config: Mapping[str, Any]) -> None:
-        self._manager = ContextAwareTrainingManager(BrainConfig(**config), CAPABILITIES, setting.host_values)
+        self._manager = ContextAwareTrainingManager(BrainConfig(**config), setting.capabilities, setting.host_values)
         self._last: dict[str, tuple[int, float, int]] = {}  # step, move, reversals in a row
         self.looks: list[tuple[int, float, float]] = []
         self.reversals = self.chains = 0

@@ -84,7 +84,7 @@ def steered(kinds: Mapping[str, Mapping[str, Any]], seeds: int, steps: int) -> l
     """Micro-Tacotrons of all kinds of start under the whole brain."""
     settings = [MicroSetting(guided_weight=WEAK, **kind) for kind in kinds.values() for _ in range(seeds)]
     runs = MicroRuns(settings, [SEED + number % seeds for number in range(len(settings))])
-    brains = [Watched(CAPABILITIES, setting.host_values) for setting in settings]
+    brains = [Watched(setting.capabilities, setting.host_values) for setting in settings]
     for _ in range(steps):
         for brain, seen in zip(brains, runs.step([brain.manager.knobs for brain in brains]), strict=True):
             brain.see(seen)

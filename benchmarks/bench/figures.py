@@ -42,6 +42,7 @@ def figures(run: Finished) -> dict[str, Any]:
         "l1": last.l1,
         "l1_postnet": last.l1_postnet,
         "mcd": last.mcd,
+        "liveliness": last.liveliness,
         "speaks": last.speaks,
         **last.values,
         "best_attention_diag": max(m.values["attention_diag"] for m in run.measured),

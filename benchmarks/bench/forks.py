@@ -25,7 +25,7 @@ from tts_brain.coordination.outlook import dynamics
 from tts_brain.coordination.risk import Weighed
 from tts_brain.feedback.filters import LOSS
 from tts_brain.feedback.rollback import RollbackManager
-from tts_brain.learning.micro_tacotron import CAPABILITIES, MicroRuns, MicroSetting
+from tts_brain.learning.micro_tacotron import MicroRuns, MicroSetting
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.types import KNOBS, LEARNING_RATE, Observation, Verdict
 
@@ -176,7 +176,8 @@ class _Brain:
 
     def __init__(self, micro: MicroRuns, run: int) -> None:
         self._run, self._seed = run, micro.seeds[run]
-        self._manager = ContextAwareTrainingManager(BrainConfig(), CAPABILITIES, micro.settings[run].host_values)
+        setting = micro.settings[run]
+        self._manager = ContextAwareTrainingManager(BrainConfig(), setting.capabilities, setting.host_values)
         agents = [agent.name for agent in self._manager.agents]
         self._stages = _Watched(len(agents), self._manager.config.consensus_threshold, agents=agents)
         self._manager.optimizer = self._stages

@@ -24,7 +24,7 @@ from espnet2.tts.tacotron2 import Tacotron2
 from bench.data import N_MELS, Batch, Clip, Corpus, batches, collate
 from bench.quick_decoder import quicken
 from bench.setting import MODELS, Setting
-from bench.speech import distortion
+from bench.speech import distortion, liveliness
 from tts_brain_espnet.probe import Probe
 
 
@@ -52,6 +52,7 @@ class Measured:
     values: dict[str, float]
     speaks: float | None = None
     mcd: float | None = None
+    liveliness: float | None = None
 
 
 @dataclass
@@ -154,18 +155,20 @@ class Training:
         if step % self.setting.speak_every == 0 or step == self.setting.steps:
             last = step == self.setting.steps
             clips = self.corpus.held_out if last else self.corpus.held_out[: self.setting.speak_clips]
-            measured.speaks, measured.mcd = self._speak(clips)
+            measured.speaks, measured.mcd, measured.liveliness = self._speak(clips)
         return measured
 
     def _probe(self, *groups: list[Clip]) -> Probe:
         made = (collate(group)[1] for group in groups)
         return Probe([{name: tensor.to(self.device) for name, tensor in batch.items()} for batch in made])
 
-    def _speak(self, clips: list[Clip]) -> tuple[float, float]:
+    def _speak(self, clips: list[Clip]) -> tuple[float, float, float]:
         spoken = [next(iter(self._probe([clip]).speak(self.model))) for clip in clips]
         std, mean = self.corpus.std, self.corpus.mean
         pairs = [(s.mel * std + mean, c.mel * std + mean) for s, c in zip(spoken, clips, strict=True)]
-        return float(np.mean([s.speaks for s in spoken])), float(np.mean([distortion(*pair) for pair in pairs]))
+        found = [(s.speaks, distortion(*pair), liveliness(*pair)) for s, pair in zip(spoken, pairs, strict=True)]
+        speaks, mcd, lively = np.mean(found, axis=0).tolist()
+        return speaks, mcd, lively
 
 
 class _Feed:

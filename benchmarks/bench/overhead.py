@@ -37,7 +37,7 @@ def espnet_cost(corpus: Corpus, setting: Setting, iterations: int) -> dict[str, 
     setting = replace(setting, model="full", quick=False)
     with tempfile.TemporaryDirectory() as folder:
         plain, ours = (Training(corpus, setting, 0, Path(folder) / n) for n in ("plain", "ours"))
-        adapter = EspnetAdapter(BrainConfig(), ours.model, [ours.optimizer], [None], ours.options)
+        adapter = EspnetAdapter(BrainConfig(), ours.model, [ours.optimizer], ours.options)
         adapter._save_sidecar = lambda epoch: None  # once per epoch, not per iteration
         watch_adapter(
             adapter, watch, {adapter: ("_after_iteration",), adapter._losses: ("_lengths", "_after", "_facts")}

@@ -1,4 +1,4 @@
-"""How far synthesis is from a recording."""
+"""How far synthesis is from a recording, and how lively beside it."""
 
 from __future__ import annotations
 
@@ -24,6 +24,21 @@ def distortion(spoken: np.ndarray, reference: np.ndarray) -> float:
     left, right = (_cepstrum(mel) for mel in (spoken, reference))
     cost, path = librosa.sequence.dtw(left.T, right.T, metric="euclidean")
     return float(_TO_DB * cost[-1, -1] / len(path))
+
+
+def liveliness(spoken: np.ndarray, reference: np.ndarray) -> float:
+    """Standard deviation over time of the cepstral coefficients, of ``spoken`` over ``reference``, geometric mean.
+
+    1 is as lively as the recording, a blur is near 0: what distortion favours (global variance, Toda and Tokuda 2007,
+    equations 12 and 13).
+
+    Args:
+        spoken, reference: log-10 mel spectrograms, (frames, mels). NaN when either is not finite.
+    """
+    if not (np.isfinite(spoken).all() and np.isfinite(reference).all()):
+        return math.nan
+    spread, usual = (np.log(_cepstrum(mel).std(axis=0) + 1e-12) for mel in (spoken, reference))
+    return float(np.exp(np.mean(spread - usual)))
 
 
 def _cepstrum(mel: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from trainer import Trainer
 from TTS.tts.layers.losses import TacotronLoss
 
@@ -26,24 +25,22 @@ from tts_brain.pytorch.audio import look_at_some, speaking_rates
 from tts_brain.pytorch.capture import tokens_per_utterance
 from tts_brain.pytorch.replaced import Replaced
 from tts_brain.pytorch.session import BrainSession
-from tts_brain.types import (
-    GATE_WEIGHT,
-    GUIDED_SIGMA,
-    KNOBS,
-    TVERSKY_ALPHA,
-    TVERSKY_BETA,
-    TVERSKY_WEIGHT,
-    Capabilities,
-    Decision,
-    Verdict,
-)
+from tts_brain.types import GUIDED_SIGMA, Decision, Verdict
 from tts_brain_coqui.criterion import CriterionTap, host_sigma
+from tts_brain_coqui.host import (
+    capabilities,
+    host_clip,
+    languages,
+    parts_of,
+    torch_optimizer,
+    warn_of_order,
+    what_this_run_allows,
+)
 
 log = logging.getLogger("tts_brain")
 
 _CHECKPOINT = re.compile(r"(?:checkpoint|best_model)_(\d+)\.pth")
 _SIDECAR = re.compile(r"state_(\d+)\.safetensors")
-_STOP_KNOBS = {GATE_WEIGHT, TVERSKY_WEIGHT, TVERSKY_ALPHA, TVERSKY_BETA}
 
 
 def attach(trainer: Trainer, config: BrainConfig | Mapping[str, Any] | None = None) -> CoquiAdapter | None:
@@ -72,7 +69,7 @@ def attach(trainer: Trainer, config: BrainConfig | Mapping[str, Any] | None = No
             f"the brain steers Tacotron and Tacotron2; this model's loss is {type(trainer.criterion[0]).__name__}. "
             "Set brain=False in this recipe"
         )
-    trainer.brain = CoquiAdapter(trainer, _what_this_run_allows(trainer, config))
+    trainer.brain = CoquiAdapter(trainer, what_this_run_allows(trainer, config))
     return trainer.brain
 
 
@@ -102,7 +99,7 @@ class CoquiAdapter:
         self._in_step = False
         self._sidecar_due: int | None = None
         self._ended_at: int | None = None  # the host's step at which the journal was closed
-        self._one_language = len(_languages(trainer.train_samples)) <= 1
+        self._one_language = len(languages(trainer.train_samples)) <= 1
         self._train_step = Replaced(trainer, "train_step", self._on_train_step)
         self._save_checkpoint = Replaced(trainer, "save_checkpoint", self._on_save_checkpoint)
         self._save_best_model = Replaced(trainer, "save_best_model", self._on_save_best_model)
@@ -116,11 +113,11 @@ class CoquiAdapter:
         trainer = self._trainer
         return BrainSession(
             config,
-            _capabilities(trainer),
+            capabilities(trainer),
             self._folder,
-            optimizers=[_torch_optimizer(o) for o in trainer.optimizer],
+            optimizers=[torch_optimizer(o) for o in trainer.optimizer],
             model=trainer.model,
-            parts=_parts(trainer),
+            parts=parts_of(trainer),
             host_values={GUIDED_SIGMA: host_sigma(trainer.criterion[0])},
             dashboard=self._show_dashboard,
         )
@@ -163,6 +160,8 @@ class CoquiAdapter:
 
     def _before_step(self, batch: Mapping[str, Any]) -> None:
         """Lengths from the loader's batch, which is still on the CPU: reading them waits for nothing."""
+        if self._text_length is None:
+            warn_of_order(self._trainer.train_loader)
         tokens = batch["token_id_lengths"]
         self._criterion.tokens = tokens_per_utterance(tokens, batch["mel_lengths"])
         self._text_length = float(tokens.double().mean())
@@ -184,8 +183,7 @@ class CoquiAdapter:
         self.session.see_batch(self._facts(batch, raw))
         # 0 is what the host logs for a norm that was not finite, or not computed. Where it does not clip it measures
         # before the scaler has taken its scale back.
-        clips = (getattr(self._trainer.config, "grad_clip", None) or 0.0) > 0.0
-        scaled = self._trainer.scaler is not None and not clips
+        scaled = self._trainer.scaler is not None and math.isinf(host_clip(self._trainer))
         norm = 0.0 if scaled else _number(losses.get("grad_norm", 0.0))
         return self.session.after_batch(
             raw,
@@ -290,67 +288,10 @@ class CoquiAdapter:
         log.warning("[brain] the trainer removes a failed run without checkpoint; the brain's files are in %s", kept)
 
 
-def _languages(samples: Any) -> set[Any]:
-    """Those of the training clips, as far as they are said."""
-    return {sample.get("language") for sample in samples or () if isinstance(sample, Mapping)}
-
-
 def _numbered(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
     """Files by the step in their name; what a user put beside them is not ours."""
     found = ((name.fullmatch(path.name), path) for path in folder.iterdir())
     return {int(match[1]): path for match, path in found if match}
-
-
-def _what_this_run_allows(trainer: Trainer, config: BrainConfig) -> BrainConfig:
-    """Only observe where steering could harm: weights that processes share, optimizers that are not torch's."""
-    why = None
-    if trainer.use_accelerate:
-        why = "accelerate steps the optimizer in its own way"
-    elif trainer.num_gpus > 1 and _gradients_are_averaged(trainer):
-        why = "processes that share their gradients need a common decision, which the Coqui adapter cannot take"
-    elif len(trainer.optimizer) > 1 or not isinstance(trainer.optimizer[0], torch.optim.Optimizer):
-        why = f"{type(trainer.optimizer[0]).__name__} steps two optimizers"
-    elif trainer.num_gpus > 1:
-        log.warning(
-            "[brain] %d processes, and each trains alone on its share of the clips: the Trainer averages no gradients, "
-            "and saves what the first has learned. The brain steers the first; one GPU would do as well",
-            trainer.num_gpus,
-        )
-    if why is None or config.mode == "observe":
-        return config
-    log.warning("[brain] mode 'observe' instead of %r: %s", config.mode, why)
-    return BrainConfig.from_dict({**config.to_dict(), "mode": "observe"})
-
-
-def _gradients_are_averaged(trainer: Trainer) -> bool:
-    """Does a step go through DistributedDataParallel? Trainer 0.4.0 makes one, and trains the model inside it."""
-    return any(isinstance(m, DistributedDataParallel) for m in (trainer.model, trainer.wrapped_model))
-
-
-def _torch_optimizer(optimizer: Any) -> torch.optim.Optimizer:
-    """Capacitron and accelerate wrap the real one."""
-    for name in ("primary_optimizer", "optimizer"):
-        optimizer = getattr(optimizer, name, optimizer)
-    return optimizer
-
-
-def _parts(trainer: Trainer) -> dict[str, Any]:
-    parts: dict[str, Any] = {"scaler": trainer.scaler}
-    parts |= {f"optimizer_{i}": o for i, o in enumerate(trainer.optimizer)}
-    parts |= {f"scheduler_{i}": s for i, s in enumerate(trainer.scheduler)}
-    return parts
-
-
-def _capabilities(trainer: Trainer) -> Capabilities:
-    stop = bool(trainer.config.stopnet)
-    return Capabilities(
-        host="coqui",
-        losses=("total", "mel", "guided", "gate") if stop else ("total", "mel", "guided"),
-        knobs=tuple(name for name in KNOBS if stop or name not in _STOP_KNOBS),
-        alignment="attention",
-        stop_token=stop,
-        optimizers=len(trainer.optimizer),
-    )
 
 
 def _number(value: Any) -> float:

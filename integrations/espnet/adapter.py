@@ -7,6 +7,7 @@ off with ``close``. Nothing of ESPnet is changed on disk; checkpoints and model 
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -49,7 +50,6 @@ class EspnetAdapter:
         config: BrainConfig,
         model: torch.nn.Module,
         optimizers: Sequence[torch.optim.Optimizer],
-        schedulers: Sequence[Any],
         options: Any,
     ) -> None:
         tts = getattr(model, "tts", None)
@@ -65,11 +65,11 @@ class EspnetAdapter:
         try:
             self.session = BrainSession(
                 _what_this_run_allows(config, options),
-                _capabilities(len(optimizers)),
+                _capabilities(len(optimizers), options),
                 self._folder,
                 optimizers=list(optimizers),
                 model=model,
-                parts=_parts(optimizers, schedulers),
+                parts={f"optimizer_{i}": o for i, o in enumerate(optimizers)},
                 host_values={GUIDED_SIGMA: host_sigma(tts)},
                 dashboard=self._show_dashboard,
                 ranks=Ranks.of_this_run(),
@@ -192,12 +192,8 @@ def _what_this_run_allows(config: BrainConfig, options: Any) -> BrainConfig:
     return BrainConfig.from_dict({**config.to_dict(), "mode": "observe"})
 
 
-def _parts(optimizers: Sequence[Any], schedulers: Sequence[Any]) -> dict[str, Any]:
-    parts: dict[str, Any] = {f"optimizer_{i}": o for i, o in enumerate(optimizers)}
-    return parts | {f"scheduler_{i}": s for i, s in enumerate(schedulers)}
-
-
-def _capabilities(optimizers: int) -> Capabilities:
+def _capabilities(optimizers: int, options: Any) -> Capabilities:
+    clips = options.grad_clip > 0.0 and float(options.grad_clip_type) == 2.0
     return Capabilities(
         host="espnet",
         losses=("total", "mel", "guided", "gate"),
@@ -205,4 +201,5 @@ def _capabilities(optimizers: int) -> Capabilities:
         alignment="attention",
         stop_token=True,
         optimizers=optimizers,
+        grad_clip=float(options.grad_clip) if clips else math.inf,
     )

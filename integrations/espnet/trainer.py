@@ -42,7 +42,7 @@ class BrainTrainer(Trainer):
             )
             super().run(**host, **more)
             return
-        cls.adapter = EspnetAdapter(trainer_options.brain, model, optimizers, schedulers, trainer_options)
+        cls.adapter = EspnetAdapter(trainer_options.brain, model, optimizers, trainer_options)
         message = "finished"
         try:
             super().run(**host, **more)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("TTS", reason="Coqui is not installed: pip install 'tts-brain[coqui]'")
 
@@ -381,6 +383,23 @@ def test_a_second_fit_says_that_it_is_without_the_brain(
     assert "this one goes on without it" in caplog.text
     assert trainer.total_steps_done == 6
     assert not set((trainer.output_path / "brain").glob("state_*")) - set(sidecars)
+
+
+@pytest.mark.parametrize(
+    ("host", "in_order", "clip"), [({}, 1, 5.0), ({"shuffle": True, "grad_clip": 0.0}, 0, math.inf)]
+)
+def test_what_the_host_does_to_clips_and_gradients_is_known(
+    host: dict[str, Any], in_order: int, clip: float, corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The order of the clips is said once; a schedule is the host's own, and in no snapshot."""
+    schedule = {"lr_scheduler": "StepLR", "lr_scheduler_params": {"step_size": 2, "gamma": 0.5}}
+    trainer = make_trainer(make_config(corpus, tmp_path, **{"grad_clip": 5.0, **schedule, **ADAM, **host}), steps=3)
+    adapter = attach(trainer, quick())
+    with caplog.at_level(logging.WARNING):
+        trainer._fit()
+    assert sum("in the order of their length" in line for line in caplog.messages) == in_order
+    assert adapter.session.manager.capabilities.grad_clip == clip
+    assert not any(isinstance(part, torch.optim.lr_scheduler.LRScheduler) for part in adapter.session.parts.values())
 
 
 def test_detach_leaves_what_others_wrapped(corpus: Path, tmp_path: Path) -> None:

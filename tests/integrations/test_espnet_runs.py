@@ -146,12 +146,14 @@ def test_amp_a_scale_that_is_never_found_is_said(
 
 
 def test_another_norm_than_l2_is_not_held_against_the_gradients(espnet_data: Data, tmp_path: Path) -> None:
-    seen = {}
+    seen, clips = {}, []
     for kind in (2.0, "inf"):
         config = espnet_data.config(grad_clip_type=kind, grad_clip=1e6, **BRAIN)
         run = train(tmp_path / str(kind), config)
         seen[kind] = run.records("observation")[0]["grad_norm"]
+        clips.append(run.records("start")[0]["capabilities"]["grad_clip"])
     assert seen["inf"] == pytest.approx(seen[2.0], rel=1e-4)
+    assert clips == [1e6, "inf"]
 
 
 # Faults of the run.

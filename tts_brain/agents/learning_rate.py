@@ -371,10 +371,14 @@ def _why_lower(context: TrainingContext, z: float, clip: float | None) -> str | 
 
 
 def _clip(context: TrainingContext, current: float | None) -> tuple[float | None, str]:
-    """Three medians while gradients spike, else back to off."""
+    """Three medians while gradients spike, else back to off.
+
+    Under a host that clips lower than that it would never act, and only be said to.
+    """
     if current is None:
         return None, ""
-    if context.grad_spikes > _CALM and current > TIGHT_CLIP:
+    acts = not TIGHT_CLIP * context.grad_norm_median >= context.host_clip
+    if context.grad_spikes > _CALM and current > TIGHT_CLIP and acts:
         return TIGHT_CLIP, f"clip at {TIGHT_CLIP:.0f} median norms"
     if context.grad_spikes == 0.0 and current < GRAD_CLIP_OFF:
         return current * KNOBS[GRAD_CLIP].max_ratio, "no spikes left: release the clip"

@@ -21,7 +21,7 @@ from tts_brain.statefile import StateFileError, check_state, load_state, pack, p
 
 MIB = 2**20
 _KIND = "snapshot"
-_VERSION = 1
+_VERSION = 2
 _NAME = re.compile(r"snapshot-(\d{10,})\.safetensors")
 
 States = dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tts_brain.learning.micro_task import CLEAN_EDGE
 from tts_brain.types import (
@@ -79,6 +79,11 @@ class MicroSetting:
         for name, (value, write, good) in checks.items():
             if not good:
                 raise ValueError(f"{name}={value}; write {write}")
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """``CAPABILITIES`` of a host with this clip."""
+        return replace(CAPABILITIES, grad_clip=self.clip)
 
     @property
     def host_values(self) -> dict[str, float]:

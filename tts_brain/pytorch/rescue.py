@@ -1,9 +1,16 @@
-"""When a snapshot is taken, and how one is put back."""
+"""When a snapshot is taken, and how one is put back.
+
+Weights, moments and the brain go back; the host's clock does not: its steps, epochs and data go on. So schedulers are
+in no snapshot, and what they have written into an optimizer by now stays there. A rate that was restored would be that
+of a step long past, after a milestone ten times too high, and a schedule of epochs would lag behind from then on.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +18,12 @@ from torch import Tensor, nn
 from tts_brain.feedback.rollback import RollbackManager, Stateful
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.pytorch.ranks import Ranks
+from tts_brain.types import LEARNING_RATE
+
+# What torch's schedulers write into a group.
+_SCHEDULED = (
+    "lr", "initial_lr", "max_lr", "min_lr", "momentum", "betas", "base_momentum", "max_momentum", "swa_lr",
+)  # fmt: skip
 
 
 class RanksParted(RuntimeError):
@@ -80,6 +93,7 @@ class Rescue:
         """
         manager = self._manager
         count, trial = manager.rollbacks_in_a_row + 1, manager.feedback.trial
+        multiplier = manager.knobs.get(LEARNING_RATE, math.inf)
         before = step - manager.config.trial_steps
         target = self._snapshots.newest(before)
         target = self._snapshots.newest() if target is None else target
@@ -88,13 +102,19 @@ class Rescue:
             target = target if older is None else older
         restored = self._restore(target) if self._ranks.agree(target) else None
         self._restored = restored
-        manager.rolled_back(failed_at=step, count=count, restored=restored is not None, trial=trial)
+        manager.rolled_back(
+            failed_at=step, count=count, restored=restored is not None, trial=trial, multiplier=multiplier
+        )
         return restored
 
     def _restore(self, target: int | None) -> int | None:
         restored, reason = None, None
+        schedules = [(part, _scheduled(part)) for part in self._optimizers()]
         try:
             restored = self._snapshots.restore(self._parts, before=target)
+            for optimizer, values in schedules:
+                for group, own in zip(optimizer.param_groups, values, strict=True):
+                    group.update(own)
         except Exception as error:  # whatever it is, the other ranks are waiting
             if not self._ranks.several:
                 raise
@@ -105,6 +125,9 @@ class Rescue:
                 f"this rank went back to step {restored}, another one did not; all go on with the first rank's weights"
             ) from reason
         return restored
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [part for part in self._parts.values() if isinstance(part, torch.optim.Optimizer)]
 
     def _tensors(self) -> list[Tensor]:
         """Weights, running statistics and optimizer state, in the same order on every rank."""
@@ -121,3 +144,7 @@ class Rescue:
     def drop_after(self, step: int) -> None:
         """Forget snapshots later than ``step``; -1 forgets all."""
         self._snapshots.drop_after(step)
+
+
+def _scheduled(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    return [{name: group[name] for name in _SCHEDULED if name in group} for group in optimizer.param_groups]

@@ -69,8 +69,8 @@ class BrainSession:
         folder: where journal, sidecars and disk snapshots go; made when missing.
         optimizers: hooked; the first one's steps are counted.
         model: its weights are guarded and, with ``parts``, snapshot.
-        parts: what else a snapshot holds (optimizers, schedulers, scaler); a part that is None is left out. The brain
-            and the random states are added. A gradient scaler must be called ``scaler``.
+        parts: what else a snapshot holds (optimizers, scaler), not what keeps the host's time; a part that is None is
+            left out. The brain and the random states are added. A gradient scaler must be called ``scaler``.
         host_values: the host's own values of knobs whose neutral value only it knows.
         dashboard: called once per decision with (step, values) for the host's own logger.
         ranks: the processes of a data-parallel run; each makes its own session, at the same point.
@@ -507,7 +507,8 @@ class BrainSession:
                 f"{self.manager.knobs.get(LEARNING_RATE, 1.0):.3g}"
             )
         log.warning("[brain] %s", message)
-        self._chronicle.event(self.step, "rollback", message, restored=restored)
+        knobs = dict(self.manager.knobs)
+        self._chronicle.event(self.step, "rollback", message, restored=restored, knobs=knobs)
 
     def save(self, path: Path) -> None:
         """Write the sidecar for a checkpoint of the host, atomically; none after a fault: the state is unsure then.

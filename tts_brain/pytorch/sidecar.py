@@ -44,8 +44,8 @@ def read_sidecar(path: Path, model: nn.Module) -> dict[str, Any]:
         )
     if weights is not None and not _alike(weights, now):
         raise StateFileError(
-            f"{path} is of other weights than the checkpoint that was read, as of an earlier run in this folder. "
-            "Delete it, or read the checkpoint that it belongs to"
+            f"{path} is of other weights than the checkpoint that was read, as of an earlier run in this folder, "
+            "or of a model of another shape. Delete it, or read the checkpoint that it belongs to"
         )
     return state
 

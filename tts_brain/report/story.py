@@ -111,15 +111,26 @@ def decisions(records: Iterable[Record]) -> list[Record]:
 
 
 def tally(records: Sequence[Record]) -> Tally:
-    """Count moves, undos and the rest. A rollback may stand as a decision and as an event: it counts once."""
+    """Count moves, undos and the rest. A rollback may stand as a decision and as an event: it counts once.
+
+    What it goes back behind counts as taken back, as an undone move does.
+    """
     verdicts = [r.get("verdict") for r in decisions(records)]
     events = [r.get("event") for r in records if r.get("kind") == "event"]
     made = [r.get("verdict") for r in decisions(records) if r.get("applied", True)].count("accept")
+    standing: list[int] = []
+    for record in records:
+        if record.get("verdict") == "accept" and record.get("applied", True):
+            standing.append(step_of(record))
+        elif record.get("verdict") == "undo":
+            standing = standing[:-1]
+        elif record.get("event") == "rollback" and isinstance(record.get("restored"), int):
+            standing = [step for step in standing if step <= record["restored"]]
     rolled = {step_of(r) for r in records if r.get("verdict") == "roll_back" or r.get("event") == "rollback"}
     return Tally(
         moves=made,
         watched=verdicts.count("accept") - made,
-        undone=verdicts.count("undo"),
+        undone=made - len(standing),
         rollbacks=len(rolled),
         holds=verdicts.count("hold"),
         skipped=events.count("skipped_gradient"),
@@ -142,10 +153,14 @@ def phase_runs(records: Iterable[Record]) -> list[PhaseRun]:
 
 
 def knob_series(records: Iterable[Record]) -> dict[str, list[tuple[float, float]]]:
-    """By knob, its value after each decision; the first point is where it stood before the first one."""
+    """By knob, its value after each decision or rollback; the first point is where it stood before the first one."""
     series: dict[str, list[tuple[float, float]]] = {}
-    for record in decisions(records):
+    for record in records:
         before, after = record.get("before") or {}, record.get("after") or {}
+        if record.get("event") == "rollback":
+            after = record.get("knobs") or {}
+        elif record.get("kind") != "decision":
+            continue
         for knob, value in after.items():
             if knob not in series:
                 series[knob] = [(0.0, number(before.get(knob, value)))]

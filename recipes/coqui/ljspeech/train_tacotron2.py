@@ -46,6 +46,7 @@ def main() -> None:
         audio=BaseAudioConfig(sample_rate=22050, do_trim_silence=True, trim_db=60.0, mel_fmin=0.0, mel_fmax=8000),
         text_cleaner="english_cleaners",
         batch_size=32,
+        shuffle=True,  # else the clips come in the order of their length, and the losses follow it
         eval_batch_size=16,
         r=2,
         lr=1e-3,
