@@ -214,24 +214,51 @@ def test_the_sums_of_rescue_are_those_of_the_rows() -> None:
     assert clean[-1] == "0 of 3" and "nothing in the three clean runs" in text
 
 
-def test_every_cell_of_noharm_is_that_of_the_rows() -> None:
-    (table,) = tables("### `noharm`: from the best constants")
-    groups = summary.by_arm(rows_of("noharm-kathleen-en-us"))
-    assert set(groups) == {"static g300 lr0.01 fs0.2", "brain at static g300 lr0.01 fs0.2"}
-    said = []
-    for arm, group in sorted(groups.items()):
-        column = "with the brain" if arm.startswith("brain") else "constants: aligned at, L1, attention_diag at the end"
-        below = []
-        for row in group:
-            figures = f"{row['aligned_step']}, {row['l1']:.3f}, {row['attention_diag']:.2f}"
-            assert table[str(row["seed"])][column] == figures
-            after = [value for step, _, value in row["curve"] if step >= row["aligned_step"]]
-            below.append(f"{sum(value < 0.5 for value in after)} of {len(after)}")
-        holds = sum(all(value >= 0.5 for *_, value in row["curve"][-3:]) for row in group)
-        said += [f"{below[0]}, {below[1]} and {below[2]}", f"{holds} of {len(group)}"]
-    text = " ".join(DOCS.split("### `noharm`: from the best constants")[1].split("\n#")[0].split())
-    assert f"under 0.5 at {said[0]} evaluations with the brain (seeds 0, 1, 2), at {said[2]} with" in text
-    assert f"{said[1]} runs holds with the brain, {said[3]} without" in text
+NOHARM = {
+    "### `noharm`: from the best constants": ("kathleen-en-us", "static g300 lr0.01 fs0.2"),
+    "### `noharm` on long clips: three seeds": ("ljspeech-subset", "static g100 lr0.002 fs0.03"),
+}
+
+
+def below_the_limit(row: Row) -> str:
+    after = [value for step, _, value in row["curve"] if step >= row["aligned_step"]]
+    return f"{sum(value < 0.5 for value in after)} of {len(after)}"
+
+
+@pytest.mark.parametrize("heading", NOHARM)
+def test_every_cell_of_noharm_is_that_of_the_rows(heading: str) -> None:
+    (table,) = tables(heading)
+    corpus, best = NOHARM[heading]
+    groups = summary.by_arm(rows_of(f"noharm-{corpus}"))
+    assert set(groups) == {best, f"brain at {best}"}
+    for column, arm in zip(list(table["0"])[1:], (best, f"brain at {best}"), strict=True):
+        figures = {
+            str(row["seed"]): f"{row['aligned_step']}, {row['l1']:.3f}, {row['attention_diag']:.2f}"
+            for row in groups[arm]
+        }
+        assert figures == {seed: cells[column] for seed, cells in table.items()}
+    ratios = [ours["l1"] / theirs["l1"] for ours, theirs in zip(groups[f"brain at {best}"], groups[best], strict=True)]
+    assert all(f"{ratio:.3f}" in DOCS.split(heading)[1].split("\n#")[0] for ratio in ratios)
+
+
+def test_what_is_said_of_noharm_is_that_of_the_rows() -> None:
+    said = {}
+    for heading, (corpus, best) in NOHARM.items():
+        groups = summary.by_arm(rows_of(f"noharm-{corpus}"))
+        for arm in ("brain", "constants"):
+            rows = groups[f"brain at {best}" if arm == "brain" else best]
+            holds = sum(all(value >= 0.5 for *_, value in row["curve"][-3:]) for row in rows)
+            said[corpus, arm] = ([below_the_limit(row) for row in rows], f"{holds} of {len(rows)}", rows)
+        text = " ".join(DOCS.split(heading)[1].split("\n#")[0].split())
+        if corpus == "kathleen-en-us":
+            (with_it, held, _), (without, kept, _) = said[corpus, "brain"], said[corpus, "constants"]
+            assert "under 0.5 at {}, {} and {} evaluations with the brain (seeds 0, 1, 2), at".format(*with_it) in text
+            assert "at {}, {} and {} with the constants alone".format(*without) in text
+            assert f"{held} runs holds with the brain, {kept} without" in text
+        else:
+            assert all(below.startswith("0 of") for arm in ("brain", "constants") for below in said[corpus, arm][0])
+            spoken = [round(24 * row["speaks"]) for row in said[corpus, "brain"][2]]
+            assert spoken[0] == 24 and f"{spoken[1]} and {spoken[2]} of 24" in text
 
 
 def test_every_cell_of_the_other_languages_is_that_of_the_rows() -> None:
