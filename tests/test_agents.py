@@ -437,6 +437,14 @@ def test_the_clip_tightens_under_spikes_and_is_released_after_them() -> None:
     assert agent.propose(quiet, {**knobs, GRAD_CLIP: 3.0}).moves[GRAD_CLIP] > 3.0
 
 
+def test_a_clip_that_is_on_is_let_go_where_the_host_clips_lower() -> None:
+    agent, knobs = LearningRateAgent(), {LEARNING_RATE: 1.0, GRAD_CLIP: 3.0}
+    spiky = context(grad_spikes=0.3, grad_norm_median=1.0)
+    assert GRAD_CLIP not in agent.propose(spiky, knobs).moves
+    assert agent.propose(replace(spiky, host_clip=3.0), knobs).moves[GRAD_CLIP] == 9.0
+    assert agent.propose(replace(spiky, host_clip=3.1), knobs).moves.get(GRAD_CLIP) is None
+
+
 def test_with_too_little_seen_nothing_is_proposed() -> None:
     for trends in ({}, {"total": falling(count=3)}):
         assert LearningRateAgent().propose(context(trends=trends), start_knobs()).moves == {}

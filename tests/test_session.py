@@ -225,3 +225,13 @@ def test_a_sidecar_without_norms_or_of_weights_that_broke_is_used(tmp_path: Path
         tmp_path / "old.safetensors", state, kind=sidecar_module.SIDECAR_KIND, version=sidecar_module.SIDECAR_VERSION
     )
     assert Run(tmp_path / "later").session.load(tmp_path / "old.safetensors")
+
+
+def test_a_fault_before_the_first_step_is_told_with_the_run(tmp_path: Path) -> None:
+    """Records above a run's start are those of an earlier run in the folder."""
+    run = Run(tmp_path)
+    run.session.fault(RuntimeError("at once"))
+    run.go(3)
+    run.session.close()
+    kinds = [(record["kind"], record.get("event")) for record in read_journal(tmp_path)]
+    assert kinds == [("start", None), ("event", "fault"), ("end", None)]

@@ -370,7 +370,14 @@ class ContextAwareTrainingManager:
         return self._rollbacks_in_a_row
 
     def rolled_back(
-        self, *, failed_at: int, count: int, restored: bool, trial: Trial | None, multiplier: float = math.inf
+        self,
+        *,
+        failed_at: int,
+        count: int,
+        restored: bool,
+        trial: Trial | None,
+        multiplier: float = math.inf,
+        host_rate: float = math.nan,
     ) -> None:
         """Told by the adapter after ROLL_BACK, when an earlier state is back (this manager's own included).
 
@@ -384,6 +391,7 @@ class ContextAwareTrainingManager:
             restored: False when there was no snapshot.
             trial: the bold move that was on trial when the run broke; it takes the blame.
             multiplier: of the host's rate, when the run broke; infinity where that is not known.
+            host_rate: the host's own rate then, which is in force still; NaN where that is not known.
         """
         # A snapshot taken between two rollbacks holds the rate that the first one lowered.
         lower_by = max(count - self._rollbacks_in_a_row, 1)
@@ -393,7 +401,7 @@ class ContextAwareTrainingManager:
         self._last_decision = failed_at
         self._decided_on = None
         self._forget_levels()
-        self.analyzer.forgive()
+        self.analyzer.earlier_weights_are_back(host_rate)
         if trial is not None:
             self._learn(trial.moves, self.context(), kept=False)
         if LEARNING_RATE in self.knobs and restored:

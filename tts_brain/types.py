@@ -230,7 +230,7 @@ class Capabilities:
         alignment: ``attention``, ``durations``, ``monotonic_search`` or ``none``.
         stop_token: the model decides by itself when to stop.
         optimizers: how many step per update (a GAN has 2).
-        grad_clip: L2 norm that the host cuts gradients down to by itself, above 0; infinity where it does not.
+        grad_clip: L2 norm that the host cuts gradients down to by itself, above 0; None where it does not.
     """
 
     host: str
@@ -239,7 +239,7 @@ class Capabilities:
     alignment: str = "none"
     stop_token: bool = False
     optimizers: int = 1
-    grad_clip: float = inf
+    grad_clip: float | None = None
 
     def __post_init__(self) -> None:
         allowed = ("attention", "durations", "monotonic_search", "none")
@@ -248,8 +248,8 @@ class Capabilities:
         unknown = sorted(set(self.knobs) - set(KNOBS))
         if unknown:
             raise ValueError(f"unknown knobs {unknown}; known are {', '.join(KNOBS)}")
-        if not self.grad_clip > 0.0:
-            raise ValueError(f"grad_clip={self.grad_clip}; write a positive norm, or infinity for a host without one")
+        if self.grad_clip is not None and not self.grad_clip > 0.0:
+            raise ValueError(f"grad_clip={self.grad_clip}; write a positive norm, or None for a host without one")
         if "total" not in self.losses:
             raise ValueError(f"losses={self.losses} lacks 'total', the one loss every host has")
 
@@ -401,8 +401,8 @@ class TrainingContext:
             move of the knob by a factor of e makes, in the filter's latent units (logit for ``attention_diag``). Knobs
             never turned are left out.
         forecast: None while too little has been seen.
-        host_clip: norm that the host cuts gradients down to by itself, in the unit of ``grad_norm_median``; infinity
-            where it does not.
+        host_clip: norm that the host cuts gradients down to by itself, in the unit of ``grad_norm_median``; None where
+            it does not.
     """
 
     step: int
@@ -427,7 +427,7 @@ class TrainingContext:
     forecast: Forecast | None = None
     left_out: float = 0.0
     found_trained: bool = False
-    host_clip: float = inf
+    host_clip: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

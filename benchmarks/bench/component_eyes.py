@@ -19,6 +19,7 @@ from typing import Any
 
 from bench.blindfold import EYES, blindfold
 from bench.component_coordination import HEALTHY, TROUBLED, WEAK, rolled_back
+from bench.setting import Setting
 from tts_brain.config import BrainConfig
 from tts_brain.learning.micro_tacotron import CAPABILITIES, MicroRuns, MicroSetting
 from tts_brain.learning.temporal_traces import load_folder
@@ -97,7 +98,8 @@ def replayed(trace: Trace) -> Watched:
     losses = tuple(observations[0].losses) if observations else ("total",)
     turned = {knob: trace.column(f"knob.{knob}").tolist() for knob in KNOBS}
     turned = {knob: values for knob, values in turned.items() if all(math.isfinite(value) for value in values)}
-    host = Capabilities(trace.host, losses, tuple(turned), "attention", True)
+    # What is recorded here are the benchmark's own runs.
+    host = Capabilities(trace.host, losses, tuple(turned), "attention", True, grad_clip=Setting().clip)
     sigma = {GUIDED_SIGMA: turned[GUIDED_SIGMA][0]} if turned.get(GUIDED_SIGMA) else {}
     brain = Watched(host, sigma)
     for at, seen in enumerate(observations):

@@ -183,7 +183,7 @@ class CoquiAdapter:
         self.session.see_batch(self._facts(batch, raw))
         # 0 is what the host logs for a norm that was not finite, or not computed. Where it does not clip it measures
         # before the scaler has taken its scale back.
-        scaled = self._trainer.scaler is not None and math.isinf(host_clip(self._trainer))
+        scaled = self._trainer.scaler is not None and host_clip(self._trainer) is None
         norm = 0.0 if scaled else _number(losses.get("grad_norm", 0.0))
         return self.session.after_batch(
             raw,

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import SequentialSampler
+from torch.utils.data import BatchSampler, SequentialSampler
 from trainer import Trainer
+from TTS.tts.datasets.dataset import TTSDataset
 
 from tts_brain.config import BrainConfig
 from tts_brain.types import GATE_WEIGHT, KNOBS, TVERSKY_ALPHA, TVERSKY_BETA, TVERSKY_WEIGHT, Capabilities
@@ -60,10 +60,10 @@ def capabilities(trainer: Trainer) -> Capabilities:
     )
 
 
-def host_clip(trainer: Trainer) -> float:
-    """Norm that the host clips gradients to; infinity where it does not, or to several (a list, one an optimizer)."""
+def host_clip(trainer: Trainer) -> float | None:
+    """Norm that the host clips gradients to; None where it does not, or to several (a list, one an optimizer)."""
     clip = getattr(trainer.config, "grad_clip", None)
-    return float(clip) if isinstance(clip, int | float) and clip > 0.0 else math.inf
+    return float(clip) if isinstance(clip, int | float) and clip > 0.0 else None
 
 
 def languages(samples: Any) -> set[Any]:
@@ -73,10 +73,12 @@ def languages(samples: Any) -> set[Any]:
 
 def warn_of_order(loader: Any) -> None:
     """Coqui's dataset is sorted by length, and its loader keeps that order unless it is told to shuffle."""
-    if isinstance(getattr(loader, "sampler", None), SequentialSampler):
+    sampler = getattr(loader, "batch_sampler", None)
+    in_turn = type(sampler) is BatchSampler and isinstance(sampler.sampler, SequentialSampler)
+    if in_turn and isinstance(loader.dataset, TTSDataset):
         log.warning(
-            "[brain] the loader gives the clips in the order of their length, the same in each epoch: loss and "
-            "attention go up and down with it, whatever is learned. Write shuffle=True"
+            "[brain] the loader gives the clips in the order of their length, shuffled within groups at the most, the "
+            "same in each epoch: loss and attention go up and down with it, whatever is learned. Write shuffle=True"
         )
 
 

@@ -7,7 +7,6 @@ off with ``close``. Nothing of ESPnet is changed on disk; checkpoints and model 
 from __future__ import annotations
 
 import logging
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -201,5 +200,5 @@ def _capabilities(optimizers: int, options: Any) -> Capabilities:
         alignment="attention",
         stop_token=True,
         optimizers=optimizers,
-        grad_clip=float(options.grad_clip) if clips else math.inf,
+        grad_clip=float(options.grad_clip) if clips else None,
     )

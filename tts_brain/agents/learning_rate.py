@@ -373,13 +373,14 @@ def _why_lower(context: TrainingContext, z: float, clip: float | None) -> str | 
 def _clip(context: TrainingContext, current: float | None) -> tuple[float | None, str]:
     """Three medians while gradients spike, else back to off.
 
-    Under a host that clips lower than that it would never act, and only be said to.
+    Off too under a host that clips lower than that, where it would never act and only be said to.
     """
     if current is None:
         return None, ""
-    acts = not TIGHT_CLIP * context.grad_norm_median >= context.host_clip
-    if context.grad_spikes > _CALM and current > TIGHT_CLIP and acts:
+    undercut = context.host_clip is not None and TIGHT_CLIP * context.grad_norm_median >= context.host_clip
+    if context.grad_spikes > _CALM and current > TIGHT_CLIP and not undercut:
         return TIGHT_CLIP, f"clip at {TIGHT_CLIP:.0f} median norms"
-    if context.grad_spikes == 0.0 and current < GRAD_CLIP_OFF:
-        return current * KNOBS[GRAD_CLIP].max_ratio, "no spikes left: release the clip"
+    if (context.grad_spikes == 0.0 or undercut) and current < GRAD_CLIP_OFF:
+        why = "the host clips lower" if undercut else "no spikes left"
+        return current * KNOBS[GRAD_CLIP].max_ratio, f"{why}: release the clip"
     return None, ""

@@ -75,6 +75,11 @@ class ContextAnalyzer:
         """How many observations in a row had a loss that was not finite, up to the newest."""
         return self._nonfinite_losses
 
+    @property
+    def learning_rate(self) -> float:
+        """The host's newest; NaN when unknown."""
+        return self._scalars["learning_rate"]
+
     def series(self, name: str) -> list[tuple[int, float]]:
         """(step, value) pairs kept for a loss, ``grad_norm`` (natural logarithm) or ``attention_diag``."""
         return list(self._series.get(name, ()))
@@ -111,9 +116,11 @@ class ContextAnalyzer:
         self._attention = None
         self.best_attention_diag = 0.0
 
-    def forgive(self) -> None:
-        """Forget how many steps in a row were not finite: earlier weights are back."""
+    def earlier_weights_are_back(self, host_rate: float) -> None:
+        """Forget how many steps in a row were not finite; the host's rate, where it is known, has not gone back."""
         self._nonfinite_run = self._nonfinite_losses = 0
+        if math.isfinite(host_rate):
+            self._scalars["learning_rate"] = host_rate
 
     def context(self) -> TrainingContext:
         """Everything known now."""

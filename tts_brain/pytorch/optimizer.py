@@ -134,7 +134,7 @@ class OptimizerTap:
             self._left_out = self._guard and found is not None and float(found) > 0.0
             if self._guard and not self._left_out:
                 self._check_gradients()
-            multiplier = self._multiplier()
+            multiplier = self.multiplier
             if multiplier != 1.0:
                 for group in optimizer.param_groups:
                     self._turn(group, "lr", group["lr"] * multiplier)
@@ -169,7 +169,9 @@ class OptimizerTap:
             group, name, value = self._turned.pop()
             group[name] = value
 
-    def _multiplier(self) -> float:
+    @property
+    def multiplier(self) -> float:
+        """What the host's rate is multiplied by: ``rate_multiplier``, less what ``most_rate`` cuts from it."""
         if self.rate_multiplier <= 1.0 or not self.host_rate > 0.0:
             return self.rate_multiplier
         return min(self.rate_multiplier, max(1.0, self.most_rate / self.host_rate))

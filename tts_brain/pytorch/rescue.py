@@ -7,7 +7,6 @@ of a step long past, after a milestone ten times too high, and a schedule of epo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from tts_brain.feedback.rollback import RollbackManager, Stateful
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.pytorch.ranks import Ranks
-from tts_brain.types import LEARNING_RATE
 
 # What torch's schedulers write into a group.
 _SCHEDULED = (
@@ -78,12 +76,15 @@ class Rescue:
             return f"the one of step {step} cannot be written ({error}); the next is tried in its turn"
         return self._snapshots.last_refusal
 
-    def roll_back(self, step: int) -> int | None:
+    def roll_back(self, step: int, multiplier: float) -> int | None:
         """Put a snapshot back that is older than the move on trial, or the newest, and tell the manager.
 
         What has just failed to help is not put back again where there is an older one.
 
         Whatever goes wrong on this rank, it makes every call that the other ranks wait for.
+
+        Args:
+            multiplier: of the host's rate, in force when the run broke.
 
         Returns:
             The step restored; None when there is no snapshot that every rank has.
@@ -93,7 +94,7 @@ class Rescue:
         """
         manager = self._manager
         count, trial = manager.rollbacks_in_a_row + 1, manager.feedback.trial
-        multiplier = manager.knobs.get(LEARNING_RATE, math.inf)
+        host_rate = manager.analyzer.learning_rate
         before = step - manager.config.trial_steps
         target = self._snapshots.newest(before)
         target = self._snapshots.newest() if target is None else target
@@ -103,7 +104,12 @@ class Rescue:
         restored = self._restore(target) if self._ranks.agree(target) else None
         self._restored = restored
         manager.rolled_back(
-            failed_at=step, count=count, restored=restored is not None, trial=trial, multiplier=multiplier
+            failed_at=step,
+            count=count,
+            restored=restored is not None,
+            trial=trial,
+            multiplier=multiplier,
+            host_rate=host_rate,
         )
         return restored
 
@@ -111,10 +117,12 @@ class Rescue:
         restored, reason = None, None
         schedules = [(part, _scheduled(part)) for part in self._optimizers()]
         try:
-            restored = self._snapshots.restore(self._parts, before=target)
-            for optimizer, values in schedules:
-                for group, own in zip(optimizer.param_groups, values, strict=True):
-                    group.update(own)
+            try:
+                restored = self._snapshots.restore(self._parts, before=target)
+            finally:
+                for optimizer, values in schedules:
+                    for group, own in zip(optimizer.param_groups, values, strict=True):
+                        group.update(own)
         except Exception as error:  # whatever it is, the other ranks are waiting
             if not self._ranks.several:
                 raise

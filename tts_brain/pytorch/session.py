@@ -178,6 +178,7 @@ class BrainSession:
         if self._meeting is None:
             self._step_aside()
         try:
+            self._start()  # a journal tells what stands below its start
             self._chronicle.event(self.step, "fault", f"{type(error).__name__}: {error}", traceback=text)
         except Exception:
             log.exception("[brain] the fault could not be written to %s", self.journal.path)
@@ -486,7 +487,7 @@ class BrainSession:
             self._meeting.forgive()
         restored = None
         try:
-            restored = self._rescue.roll_back(self.step)
+            restored = self._rescue.roll_back(self.step, self._taps[0].multiplier)
             if restored is not None and self._buffers is not None:
                 self._buffers.keep()  # what it held were the statistics of the weights that broke
         except (RanksParted, RanksLost) as error:
