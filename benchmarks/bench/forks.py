@@ -244,11 +244,12 @@ class _Brain:
         count, trial = manager.rollbacks_in_a_row + 1, manager.feedback.trial
         target = self._snapshots.newest(step - manager.config.trial_steps)
         parts = {"run": self._row, "brain": manager}
-        broken = self._row.state_dict()
+        broken, multiplier = self._row.state_dict(), manager.knobs[LEARNING_RATE]
         restored = self._snapshots.restore(parts, before=target)
-        manager.rolled_back(failed_at=step, count=count, restored=restored is not None, trial=trial)
+        found = restored is not None
+        manager.rolled_back(failed_at=step, count=count, restored=found, trial=trial, multiplier=multiplier)
         self.rows = {HELD: broken, ROLLBACK: self._row.state_dict()}
-        return restored is not None
+        return found
 
 
 class _Row:
