@@ -29,8 +29,8 @@ def distortion(spoken: np.ndarray, reference: np.ndarray) -> float:
 def liveliness(spoken: np.ndarray, reference: np.ndarray) -> float:
     """Standard deviation over time of the cepstral coefficients, of ``spoken`` over ``reference``, geometric mean.
 
-    1 is as lively as the recording, a blur is near 0: what distortion favours (global variance, Toda and Tokuda 2007,
-    equations 12 and 13).
+    1 is as lively as the recording, a blur is near 0: what distortion favours (after the global variance of Toda and
+    Tokuda 2007, here as a ratio of deviations).
 
     Args:
         spoken, reference: log-10 mel spectrograms, (frames, mels). NaN when either is not finite.
