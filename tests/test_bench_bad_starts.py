@@ -67,7 +67,7 @@ def training(start: BadStart | None, folder: Path, steps: int = 4) -> Training:
 
 def run(start: BadStart | None, folder: Path, steps: int = 4, arm: Plain | None = None) -> Training:
     made = training(start, folder, steps)
-    made._speak = lambda clips: (0.0, 0.0)  # synthesis before alignment takes long
+    made._speak = lambda clips: (0.0, 0.0, 0.0)  # synthesis before alignment takes long
     made.run(arm or Plain(), lambda step, measured: None)
     return made
 
@@ -210,7 +210,7 @@ def test_the_rate_spikes_and_comes_back(tmp_path: Path) -> None:
 
     def watch(made: Training) -> Training:
         made.optimizer.register_step_pre_hook(lambda o, a, k: seen.append(o.param_groups[0]["lr"]))
-        made._speak = lambda clips: (0.0, 0.0)
+        made._speak = lambda clips: (0.0, 0.0, 0.0)
         return made
 
     for arm in (Plain(rate=2e-3), Plain(schedule=lambda made, step: made.set_rate(2e-3))):

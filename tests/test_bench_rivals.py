@@ -44,7 +44,7 @@ def corpus() -> Corpus:
 @pytest.fixture
 def training(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Training]:
     # Free-running synthesis is another file's matter.
-    monkeypatch.setattr(Training, "_speak", lambda self, clips: (0.0, 0.0))
+    monkeypatch.setattr(Training, "_speak", lambda self, clips: (0.0, 0.0, 0.0))
     return lambda **changes: Training(corpus, replace(SETTING, **changes), 0, tmp_path, SMALL)
 
 
