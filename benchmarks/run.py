@@ -286,7 +286,7 @@ def _components(args: argparse.Namespace) -> int:
 def _write(path: Path, result: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
     print(f"written: {path}")
 

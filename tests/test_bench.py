@@ -501,7 +501,7 @@ def test_pictures_leave_out_the_brains_ablations_and_rows_of_other_settings(
 ) -> None:
     import plot
 
-    ablations = ("brain without rate", "brain with bare phases", "brain without filter")
+    ablations = ("brain without rate", "brain with bare phases", "brain without filter", "brain without lengths")
     others = [*ablations, "brain at static g1 lr0.002", "default", "brain", *(f"static {n}" for n in range(9))]
     groups = summary.by_arm(row(arm, 0, 25 * n) for n, arm in enumerate(others))
     picked = plot._shown(groups)

@@ -11,11 +11,20 @@ import pytest
 from rich.console import Console
 from simulated_run import Stretch, make_manager, observations
 
-from bench import component_coordination, component_eyes, component_phases, component_ranks, component_time, components
+from bench import (
+    component_coordination,
+    component_eyes,
+    component_lengths,
+    component_phases,
+    component_ranks,
+    component_time,
+    components,
+)
 from bench.blindfold import blindfold
 from bench.component_phases import Course, agreement, bare, delays, ema, made_up, median_delay, ours, switches
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
+from tts_brain.context.lengths import LengthEffect
 from tts_brain.context.phases import PhaseClassifier
 from tts_brain.learning.micro_tacotron import MicroRun, MicroSetting
 from tts_brain.learning.traces import Recorder, Trace, save
@@ -136,6 +145,25 @@ def test_observations_of_the_time_are_measured_as_often_as_by_default() -> None:
     config, stream = BrainConfig(), component_time.observations(BrainConfig())
     seen = [next(stream) for _ in range(100)]
     assert sum(one.attention is not None for one in seen) == 100 // config.attention_every
+
+
+def test_what_length_explains_is_taken_out_of_the_noise_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    silent = [_trace_owing(0.3, seed) for seed in range(3)]
+    plain = [_trace_owing(0.0, seed) for seed in range(3)]
+    assert all(after < 0.5 * before for after, before in map(component_lengths.noises, silent))
+    assert all(after == pytest.approx(before, rel=0.1) for after, before in map(component_lengths.noises, plain))
+    alarms = component_lengths._alarms(0.3, 0, known=True)
+    assert alarms < 3 and component_lengths._alarms(0.3, 0, known=False) > 10
+    # A part that takes out nothing is seen to.
+    monkeypatch.setattr(LengthEffect, "effect", lambda self: 0.0)
+    assert all(after == before for after, before in map(component_lengths.noises, silent))
+
+
+def _trace_owing(effect: float, seed: int) -> Trace:
+    recorder = Recorder()
+    for shown in component_lengths.run_of(effect, False, seed):
+        recorder.add(shown)
+    return recorder.trace("made up", host="espnet", corpus="made up")
 
 
 # The collection.

@@ -19,6 +19,7 @@ from typing import Any
 from tts_brain.agents import Agent, build_agents
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
+from tts_brain.context.lengths import LengthEffect
 from tts_brain.context.reading import RISES, slope_z
 from tts_brain.coordination.game import stirring
 from tts_brain.coordination.optimizer import Coordination, MultiAgentOptimizer, averaged
@@ -43,7 +44,7 @@ from tts_brain.types import (
     Verdict,
 )
 
-STATE_VERSION = 8
+STATE_VERSION = 9
 NONFINITE_LIMIT = 3  # steps in a row; then it is decided at once
 # Steps in a row left out under finite losses. The guard has kept the weights, so that going back a few steps mends
 # nothing. Where it lasts, the weights are where no gradient is finite.
@@ -77,6 +78,7 @@ class ContextAwareTrainingManager:
             config.phase_stickiness,
             config.forecasts,
         )
+        self.lengths = LengthEffect(self.loss_name)
         self.losses = AdaptiveLossController(
             config.initial_guided_weight,
             config.tversky_A,
@@ -128,6 +130,7 @@ class ContextAwareTrainingManager:
 
     def observe(self, observation: Observation) -> None:
         """Take in one optimizer step."""
+        observation = self.lengths.adjusted(observation)
         self.analyzer.observe(observation, self.knobs)
         self.feedback.observe(observation, self.knobs)
         if observation.stop is not None:
@@ -140,6 +143,7 @@ class ContextAwareTrainingManager:
         what the model has learned of them.
         """
         self._forget_levels()
+        self.lengths.forget()
         self.analyzer.attention_changed()
 
     def _forget_levels(self) -> None:
@@ -422,6 +426,7 @@ class ContextAwareTrainingManager:
             "version": STATE_VERSION,
             "knobs": dict(self.knobs),
             "analyzer": self.analyzer.state_dict(),
+            "lengths": self.lengths.state_dict(),
             "controller": self.losses.state_dict(),
             "agents": {agent.name: agent.state_dict() for agent in self.agents},
             "optimizer": self.optimizer.state_dict(),
@@ -461,6 +466,7 @@ class ContextAwareTrainingManager:
         if not isinstance(state["gave_up"], bool):
             raise ValueError(f"gave_up={state['gave_up']!r} is neither true nor false")
         self.analyzer.load_state_dict(state["analyzer"])
+        self.lengths.load_state_dict(state["lengths"])
         self.losses.load_state_dict(state["controller"])
         for agent in self.agents:
             agent.load_state_dict(state["agents"][agent.name])

@@ -31,13 +31,19 @@ _SIGHTS: Mapping[str, Sight] = MappingProxyType(
 )
 RISK = "risk"
 EYES = (*_SIGHTS, RISK)
+# No eye of a single decision: what it takes out of each loss is gone for good.
+LENGTHS = "lengths"
 
 
 def blindfold(manager: ContextAwareTrainingManager, eye: str) -> None:
-    """Decisions of ``manager`` no longer see with ``eye``, one of ``EYES``.
+    """Decisions of ``manager`` no longer see with ``eye``, one of ``EYES`` or ``LENGTHS``.
 
     A filter that is shut judges no move. A risk that is shut lets every joint move through: no book, no simulation.
+    Without lengths a loss keeps what it owes to those of the texts.
     """
+    if eye == LENGTHS:
+        manager.lengths.adjusted = lambda observation: observation
+        return
     if eye == RISK:
         manager.risk.weigh = lambda context, moves, course: Weighed(moves, 1.0, 1.0, None, {})
         return

@@ -17,6 +17,7 @@ import numpy as np
 
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
+from tts_brain.context.lengths import LengthEffect
 from tts_brain.context.phases import PhaseClassifier
 from tts_brain.context.scales import HISTORY, scales
 from tts_brain.context.trends import trend
@@ -51,7 +52,7 @@ def observations(config: BrainConfig) -> Iterator[Observation]:
             update_ratio=1e-3,
             attention=AttentionReport(good, good, good, good, 0.5, 1.0, 1.0, 5.0, 1.0) if measured else None,
             stop=StopTokenCounts(0.5, 0.1, 0.4),
-            text_length=40.0,
+            text_length=40.0 + step % 30,
         )
 
 
@@ -75,9 +76,22 @@ def parts(config: BrainConfig) -> dict[str, Work]:
         "PhaseClassifier.update, at each measurement": lambda: _each(
             measured, lambda: phases.update(0.5 * values[next(at) % HISTORY], -1.0, 10.0)
         ),
+        "LengthEffect.adjusted": _length_part(config),
         **_analyzer_parts(config),
         "ContextAwareTrainingManager, observe and decide": _manager_part(config),
     }
+
+
+def _length_part(config: BrainConfig) -> Work:
+    by, some = LengthEffect(), list(itertools.islice(observations(config), _BLOCK))
+
+    def work() -> None:
+        for seen in some:
+            by.adjusted(seen)
+
+    for _ in range(_WARM_UP // _BLOCK):
+        work()
+    return work
 
 
 def _analyzer_parts(config: BrainConfig) -> dict[str, Work]:

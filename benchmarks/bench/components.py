@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-NAMES = ("filter", "trends", "judge", "coordination", "risk", "temporal", "phases", "eyes", "time", "ranks")
+NAMES = ("filter", "trends", "lengths", "judge", "coordination", "risk", "temporal", "phases", "eyes", "time", "ranks")
 LOWER = 0.25
 AGREEMENT = 99.0
 FEWER = 3.0

@@ -84,6 +84,7 @@ BRAINS: dict[str, dict[str, Any]] = {
 BLIND = {
     "brain without filter": "filter",
     "brain without scales": "scales",
+    "brain without lengths": "lengths",
     "brain with bare phases": "phases",
     "brain without risk": "risk",
 }
