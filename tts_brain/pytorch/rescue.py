@@ -7,9 +7,9 @@ of a step long past, after a milestone ten times too high, and a schedule of epo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -115,14 +115,9 @@ class Rescue:
 
     def _restore(self, target: int | None) -> int | None:
         restored, reason = None, None
-        schedules = [(part, _scheduled(part)) for part in self._optimizers()]
         try:
-            try:
+            with _schedules_kept(self._optimizers()):
                 restored = self._snapshots.restore(self._parts, before=target)
-            finally:
-                for optimizer, values in schedules:
-                    for group, own in zip(optimizer.param_groups, values, strict=True):
-                        group.update(own)
         except Exception as error:  # whatever it is, the other ranks are waiting
             if not self._ranks.several:
                 raise
@@ -154,5 +149,14 @@ class Rescue:
         self._snapshots.drop_after(step)
 
 
-def _scheduled(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    return [{name: group[name] for name in _SCHEDULED if name in group} for group in optimizer.param_groups]
+@contextmanager
+def _schedules_kept(optimizers: Sequence[torch.optim.Optimizer]) -> Iterator[None]:
+    """What the host's schedule has set stays, whatever is loaded into the optimizers, and if that fails too."""
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    before = [{name: group[name] for name in _SCHEDULED if name in group} for group in groups]
+    try:
+        yield
+    finally:
+        now = [group for optimizer in optimizers for group in optimizer.param_groups]
+        for group, own in zip(now, before, strict=True):
+            group.update(own)
