@@ -377,7 +377,8 @@ class TrainingContext:
         phase_posterior: probabilities of the four phases, in order; they sum to 1.
         certainty: 1 minus the normalised entropy of the posterior, in [0, 1].
         trends: by loss name, plus ``grad_norm`` (its logarithm) and ``attention_diag``; of what has no finite value in
-            the window there is none.
+            the window there is none. The judged loss, here and below, is without what it owes to the length of the
+            texts (``context.lengths``).
         attention: smoothed report; None until first measured.
         stable: the noise of the judged loss, over the height that it has come down from since attention was first
             measured, is under ``stability_threshold``. For people: no decision rests on it.

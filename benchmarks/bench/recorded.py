@@ -11,6 +11,7 @@ from bench.forks import HELD, VOTE, Decided
 from bench.hindsight import HORIZON, Case, case_of, stirred
 from tts_brain.config import BrainConfig
 from tts_brain.context.analyzer import ContextAnalyzer
+from tts_brain.context.lengths import LengthEffect
 from tts_brain.coordination.outlook import dynamics, tracked
 from tts_brain.feedback.filters import LOSS, RunFilters
 from tts_brain.learning.micro_setting import CAPABILITIES
@@ -33,10 +34,12 @@ def replayed(traces: Iterable[Trace]) -> Iterator[Case]:
     learned = tracked(dict.fromkeys(KNOBS, 0.0))
     for number, trace in enumerate(traces):
         # The brain's own simulation, all but the knobs: what they stood at is in the trace.
-        filters, analyzer, config = RunFilters(), ContextAnalyzer(forecasts=False), BrainConfig()
+        filters, analyzer, lengths = RunFilters(), ContextAnalyzer(forecasts=False), LengthEffect()
+        config = BrainConfig()
         values = {name: trace.column(f"knob.{name}").astype(float) for name in learned}
         seen = np.stack([trace.column("mel"), trace.column("attention.attention_diag")], axis=1).astype(float)
-        for at, observation in enumerate(trace.observations()[:-HORIZON]):
+        for at, shown in enumerate(trace.observations()[:-HORIZON]):
+            observation = lengths.adjusted(shown)
             held, made = ({k: float(v[row]) for k, v in values.items() if v[row] > 0.0} for row in (at, at + 1))
             filters.observe(observation, held)
             analyzer.observe(observation)
