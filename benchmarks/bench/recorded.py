@@ -34,12 +34,13 @@ def replayed(traces: Iterable[Trace]) -> Iterator[Case]:
     learned = tracked(dict.fromkeys(KNOBS, 0.0))
     for number, trace in enumerate(traces):
         # The brain's own simulation, all but the knobs: what they stood at is in the trace.
-        filters, analyzer, lengths = RunFilters(), ContextAnalyzer(forecasts=False), LengthEffect()
-        config = BrainConfig()
+        filters, analyzer, config = RunFilters(), ContextAnalyzer(forecasts=False), BrainConfig()
+        lengths = LengthEffect()
+        shown = [lengths.adjusted(one) for one in trace.observations()]
         values = {name: trace.column(f"knob.{name}").astype(float) for name in learned}
-        seen = np.stack([trace.column("mel"), trace.column("attention.attention_diag")], axis=1).astype(float)
-        for at, shown in enumerate(trace.observations()[:-HORIZON]):
-            observation = lengths.adjusted(shown)
+        mel = [one.losses.get("mel", np.nan) for one in shown]
+        seen = np.stack([mel, trace.column("attention.attention_diag")], axis=1).astype(float)
+        for at, observation in enumerate(shown[:-HORIZON]):
             held, made = ({k: float(v[row]) for k, v in values.items() if v[row] > 0.0} for row in (at, at + 1))
             filters.observe(observation, held)
             analyzer.observe(observation)
