@@ -78,26 +78,26 @@ def _run(
     outside = torch.zeros_like(inside).masked_fill_(inside == 0, float("-inf"))
     flat_keys, flat_memory = keys.reshape(runs, -1, inner), memory.flatten(0, 1)
     column = energy.unsqueeze(2) * _SHARPENING
-    now = inputs[:, 0]
-    for t in range(steps):
-        following = inputs[:, t + 1]
-        around = seen[t].unfold(2, taps, 1).reshape(runs, -1, taps)
-        at = torch.baddbmm(flat_keys, around, kernel, out=hidden[t])
-        at.view(runs, batch, tokens, inner).add_(torch.bmm(now.narrow(2, width, units), query).unsqueeze(2))
+    # One view of all steps each, cut up once: indexing step by step costs as much as the arithmetic.
+    windows, places, states = seen.unfold(3, taps, 1).unbind(0), middle.unbind(0), inputs.unbind(1)
+    contexts, zs = inputs.narrow(3, 0, width).unbind(1), inputs.narrow(3, width, units).unbind(1)
+    given, attended = from_prenet.unbind(1), weights.unbind(1)
+    for t, (at, gate_out, cell) in enumerate(zip(hidden.unbind(0), gates.unbind(0), cells[1:].unbind(0), strict=True)):
+        around = windows[t].reshape(runs, -1, taps)
+        torch.baddbmm(flat_keys, around, kernel, out=at)
+        at.view(runs, batch, tokens, inner).add_(torch.bmm(zs[t], query).unsqueeze(2))
         at.tanh_()
         a = torch.bmm(at, column).view(runs, batch, tokens).add_(outside).softmax(2)
-        weights[:, t].copy_(a)
-        torch.add(middle[t], a, out=middle[t + 1]) if t > 0 else middle[1].copy_(a)
-        context = torch.bmm(a.view(-1, 1, tokens), flat_memory).view(runs, batch, width)
-        now.narrow(2, 0, width).copy_(context)
-        gate = torch.baddbmm(from_prenet[:, t], now, recurrent, out=gates[t])
+        attended[t].copy_(a)
+        torch.add(places[t], a, out=places[t + 1]) if t > 0 else places[1].copy_(a)
+        contexts[t].copy_(torch.bmm(a.view(-1, 1, tokens), flat_memory).view(runs, batch, width))
+        gate = torch.baddbmm(given[t], states[t], recurrent, out=gate_out)
         i, f, g, o = gate.chunk(4, 2)
         gate.narrow(2, 0, 2 * units).sigmoid_()
         g.tanh_()
         o.sigmoid_()
-        cell = torch.addcmul(f * cells[t], i, g, out=cells[t + 1])
-        torch.mul(o, cell.tanh(), out=following.narrow(2, width, units))
-        now = following
+        torch.addcmul(f * cells[t], i, g, out=cell)
+        torch.mul(o, cell.tanh(), out=zs[t + 1])
     return hidden, weights, seen, inputs, cells, gates
 
 
@@ -132,26 +132,33 @@ def _back(
     flat_memory = memory.flatten(0, 1).transpose(1, 2)
     recurrent_t, kernel_t, query_t = (w.transpose(1, 2).contiguous() for w in (recurrent, kernel, query))
     row = energy.unsqueeze(1) * _SHARPENING
+    # As in ``_run``: cut up once.
+    parts, windows = dgates.view(runs, steps, batch, 4, units), seen.unfold(3, taps, 1).unbind(0)
+    to_cell, to_state = parts.narrow(3, 0, 3).unbind(1), parts.select(3, 3).unbind(1)
+    cell_slopes, state_slopes = by_gate.narrow(3, 0, 3).unbind(0), by_gate.select(3, 3).unbind(0)
+    from_context, from_state = (part.unbind(1) for part in dboth.split([width, units], dim=3))
+    through_cell, kept, hiddens = by_state.unbind(0), forgotten.unbind(0), hidden.unbind(0)
+    dgate_of, dattended_of, dquery_of = dgates.unbind(1), dattended.unbind(1), dquery.unbind(1)
+    attended, dattention = weights.unbind(1), dweights.unbind(1)
     for t in range(steps - 1, -1, -1):
-        dgate, at = dgates[:, t], hidden[t]
-        dz = dz + dboth[:, t, :, width:]
-        dc = torch.addcmul(dc, dz, by_state[t])
-        parts, slopes = dgate.view(runs, batch, 4, units), by_gate[t]
-        torch.mul(dc.unsqueeze(2), slopes.narrow(2, 0, 3), out=parts.narrow(2, 0, 3))
-        torch.mul(dz, slopes.select(2, 3), out=parts.select(2, 3))
-        dc = dc * forgotten[t]
+        dgate, at = dgate_of[t], hiddens[t]
+        dz = dz + from_state[t]
+        dc = torch.addcmul(dc, dz, through_cell[t])
+        torch.mul(dc.unsqueeze(2), cell_slopes[t], out=to_cell[t])
+        torch.mul(dz, state_slopes[t], out=to_state[t])
+        dc = dc * kept[t]
         into = torch.bmm(dgate, recurrent_t)
-        dcontext = torch.add(into.narrow(2, 0, width), dboth[:, t, :, :width], out=dattended[:, t])
+        dcontext = torch.add(into.narrow(2, 0, width), from_context[t], out=dattended_of[t])
         # The attention acts on the context, on the losses, and on the places that all later steps look at.
         da = torch.bmm(dcontext.reshape(-1, 1, width), flat_memory).view(runs, batch, tokens)
-        da = da.add_(dweights[:, t]).add_(middle)
-        de = _softmax_backward(da, weights[:, t], 2, da.dtype).view(runs, -1, 1)
+        da = da.add_(dattention[t]).add_(middle)
+        de = _softmax_backward(da, attended[t], 2, da.dtype).view(runs, -1, 1)
         dcolumn.baddbmm_(at.transpose(1, 2), de)
         ds = _tanh_backward(de * row, at)
         dkeys += ds
-        dkernel.baddbmm_(seen[t].unfold(2, taps, 1).reshape(runs, -1, taps).transpose(1, 2), ds)
+        dkernel.baddbmm_(windows[t].reshape(runs, -1, taps).transpose(1, 2), ds)
         dq = ds.view(runs, batch, tokens, inner).sum(2)
-        dquery[:, t].copy_(dq)
+        dquery_of[t].copy_(dq)
         dz = torch.baddbmm(into.narrow(2, width, units), dq, query_t)
         if t > 0:  # the even start is not among what is accumulated
             _fold(dseen, torch.bmm(ds, kernel_t).view(runs, batch, tokens, taps))
