@@ -136,7 +136,7 @@ def _back(
     parts, windows = dgates.view(runs, steps, batch, 4, units), seen.unfold(3, taps, 1).unbind(0)
     to_cell, to_state = parts.narrow(3, 0, 3).unbind(1), parts.select(3, 3).unbind(1)
     cell_slopes, state_slopes = by_gate.narrow(3, 0, 3).unbind(0), by_gate.select(3, 3).unbind(0)
-    from_context, from_state = (part.unbind(1) for part in dboth.split([width, units], dim=3))
+    from_context, from_state = dboth[..., :width].unbind(1), dboth[..., width:].unbind(1)
     through_cell, kept, hiddens = by_state.unbind(0), forgotten.unbind(0), hidden.unbind(0)
     dgate_of, dattended_of, dquery_of = dgates.unbind(1), dattended.unbind(1), dquery.unbind(1)
     attended, dattention = weights.unbind(1), dweights.unbind(1)
