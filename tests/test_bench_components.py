@@ -152,8 +152,8 @@ def test_what_length_explains_is_taken_out_of_the_noise_and_no_more(monkeypatch:
     plain = [_trace_owing(0.0, seed) for seed in range(3)]
     assert all(after < 0.5 * before for after, before in map(component_lengths.noises, silent))
     assert all(after == pytest.approx(before, rel=0.1) for after, before in map(component_lengths.noises, plain))
-    alarms = component_lengths._alarms(0.3, 0, known=True)
-    assert alarms < 3 and component_lengths._alarms(0.3, 0, known=False) > 10
+    with_it, without = (component_lengths.alarms(0.3, 0, known) for known in (True, False))
+    assert with_it[1] < 3 and without[1] > 10 and with_it[0] > 0
     # A part that takes out nothing is seen to.
     monkeypatch.setattr(LengthEffect, "effect", lambda self: 0.0)
     assert all(after == before for after, before in map(component_lengths.noises, silent))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tts_brain.attention.metrics import report
 from tts_brain.pytorch.capture import measure_some, tokens_per_utterance
 from tts_brain.pytorch.step import StepUnderWay
-from tts_brain.types import AttentionReport
+from tts_brain.types import AttentionReport, Observation
 
 utterances = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 60)), min_size=1, max_size=5)
 
@@ -32,11 +32,24 @@ def test_long_utterances_count_for_more() -> None:
     assert tokens_per_utterance(torch.tensor([10, 40]), torch.tensor([1, 3])) == 32.5
 
 
+def seen(under_way: StepUnderWay) -> Observation:
+    """What the manager is told of a step."""
+    taps = SimpleNamespace(grad_norm=1.0, take_update_ratio=lambda: 1e-3)
+    return under_way.observation(1, taps, skipped=False, grad_norm=None, learning_rate=None, stop=None)
+
+
 def told(values: torch.Tensor) -> AttentionReport | None:
     """What the manager is told of measured utterances."""
-    taps = SimpleNamespace(grad_norm=1.0, take_update_ratio=lambda: 1e-3)
-    rest = {"skipped": False, "grad_norm": None, "learning_rate": None, "text_length": None, "stop": None}
-    return StepUnderWay({"total": 1.0}, 1, values).observation(1, taps, **rest).attention
+    return seen(StepUnderWay({"total": 1.0}, 1, attention=values)).attention
+
+
+def test_losses_and_text_length_of_a_step_are_of_all_its_batches() -> None:
+    """What a loss owes to length can only be learned where both are of the same clips."""
+    under_way = StepUnderWay()
+    for total, length in ((1.0, 20.0), (2.0, None), (6.0, 50.0)):
+        under_way.add({"total": total}, length)
+    assert (seen(under_way).losses, seen(under_way).text_length) == ({"total": 3.0}, 35.0)
+    assert seen(StepUnderWay({"total": 1.0}, 1)).text_length is None
 
 
 def test_an_utterance_of_which_nothing_can_be_told_is_left_out() -> None:

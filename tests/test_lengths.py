@@ -1,4 +1,5 @@
 import math
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 from simulated_run import HOST, report
 
 from tts_brain.config import BrainConfig
+from tts_brain.context.analyzer import ContextAnalyzer
 from tts_brain.context.lengths import LengthEffect
+from tts_brain.feedback.manager import FeedbackLoopManager
 from tts_brain.manager import ContextAwareTrainingManager
 from tts_brain.types import GUIDED_SIGMA, Observation, Verdict
 
@@ -86,11 +89,45 @@ def test_one_broken_batch_does_not_say_what_length_does() -> None:
 
 
 @pytest.mark.parametrize("length", [None, 0.0, -3.0, math.nan, math.inf])
-def test_an_observation_without_a_length_stays_the_same(length: float | None) -> None:
+def test_a_step_without_a_length_owes_what_the_one_before_did(length: float | None) -> None:
     by = LengthEffect()
-    losses(course(0.3, ordered=False, steps=200), by)
-    without = observed(201, 2.0, length)
-    assert by.adjusted(without) is without
+    fresh = observed(1, 2.0, length)
+    assert by.adjusted(fresh) is fresh
+    losses(course(0.3, ordered=True, steps=240), by)
+    before = observed(241, 2.0, LENGTHS[40])
+    owed = before.losses["mel"] - by.adjusted(before).losses["mel"]
+    assert abs(owed) > 0.1 and by.adjusted(observed(242, 2.1, length)).losses["mel"] == pytest.approx(2.1 - owed)
+
+
+@pytest.mark.parametrize("curve", [20.0, 5.0, -5.0])
+@pytest.mark.parametrize("seed", range(2))
+def test_a_loss_that_is_no_straight_line_in_the_logarithm_keeps_its_level(curve: float, seed: int) -> None:
+    """What silence of a fixed length adds goes as one over the length; clips are in buckets, buckets shuffled."""
+    rng = np.random.default_rng([3, seed])
+    buckets = np.sort(rng.lognormal(3.9, 0.5, 800)).reshape(50, 16).mean(1)
+    by, monitor, after = LengthEffect(), FeedbackLoopManager(loss="mel"), []
+    series: deque[tuple[int, float]] = deque(maxlen=100)
+    context = ContextAnalyzer(forecasts=False).context()
+    order = np.concatenate([rng.permutation(50) for _ in range(100)])
+    for step, place in enumerate(order, start=1):
+        length = buckets[place]
+        mel = 2.0 + curve / length + 0.02 * rng.normal()
+        now = by.adjusted(observed(step, mel, length)).losses["mel"]
+        series.append((step, now))
+        after.append(now)
+        if step % 10 == 0:
+            assert monitor.broken(context, list(series)) is None
+    assert abs(np.median(after[-500:]) - np.median(after[500:1000])) < 0.03
+
+
+def test_an_effect_that_fades_leaves_no_step_in_the_level() -> None:
+    by, after = LengthEffect(), []
+    for shown in course(0.0, ordered=True, steps=1500, noise=0.02):
+        effect = 0.05 + 0.4 * math.exp(-shown.step / 300.0)
+        mel = shown.losses["mel"] + effect * math.log(shown.text_length / LENGTHS[-1])
+        after.append(by.adjusted(observed(shown.step, mel, shown.text_length)).losses["mel"])
+    epochs = np.array(after[150:]).reshape(-1, 50).mean(1)
+    assert np.abs(np.diff(epochs)).max() < 0.06  # three widths of the noise
 
 
 def test_a_host_without_that_loss_is_left_alone() -> None:
@@ -136,7 +173,14 @@ def test_a_resumed_estimate_goes_on_to_the_last_digit(cut: int) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"sums": [1.0]}, {"usual": [1.0, math.nan]}, {"last": [1.0]}, {"first": [[0.1, 0.1]] * 99}, {"owed": None}],
+    [
+        {"sums": [1.0]},
+        {"usual": [1.0, math.nan]},
+        {"last": [1.0]},
+        {"first": [[0.1, 0.1]] * 99},
+        {"owed": None},
+        {"told": math.inf},
+    ],
 )
 def test_a_damaged_state_is_refused_and_nothing_changed(change: dict) -> None:
     by = LengthEffect()
@@ -177,6 +221,7 @@ def test_the_manager_forgets_the_effect_where_the_loss_means_something_else() ->
     assert manager.lengths.effect() == pytest.approx(0.3, rel=0.25)
     kept = ContextAwareTrainingManager(BrainConfig(), HOST, {GUIDED_SIGMA: 0.4})
     kept.load_state_dict(manager.state_dict())
-    assert kept.lengths.effect() == manager.lengths.effect()
+    assert kept.lengths.state_dict() == manager.lengths.state_dict()
     manager.regime_changed()
-    assert manager.lengths.effect() == 0.0
+    one = observed(201, 2.0, 30.0)
+    assert manager.lengths.effect() == 0.0 and manager.lengths.adjusted(one) is one

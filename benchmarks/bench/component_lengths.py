@@ -27,7 +27,7 @@ RAW = "the loss as it is"
 _SEED = 7_000
 _EPOCH, _STEPS, _FALLS, _NOISE = 50, 400, 0.0005, 0.02
 _LENGTHS = np.geomspace(20.0, 120.0, _EPOCH)
-# The first epoch in order cannot tell length from time; a second one has seen the jump back.
+# An epoch in order cannot tell length from time; then some 60 changes and a jump back are needed.
 _AFTER = 2 * _EPOCH
 _SETTLED = 60
 _ALIGNED = AttentionReport(0.7, 0.7, 0.7, 0.7, 0.5, 1.0, 1.0, 5.0, 1.0)
@@ -89,23 +89,27 @@ def _unfounded(runs: int) -> Iterator[Row]:
 
 def _taken_for_harm(runs: int) -> Iterator[Row]:
     for effect in (0.3, 0.05):
-        ours, theirs = (sum(_alarms(effect, seed, known) for seed in range(runs)) / runs for known in (True, False))
-        figure = f"decisions that see the loss rise, of {(_STEPS - _AFTER) // 10}, {effect:g} an e-fold, in order"
-        yield _row(figure, round(ours, 2), round(theirs, 2), f"{runs} runs whose loss falls, from the third epoch on")
+        ours, theirs = (
+            np.mean([alarms(effect, seed, known) for seed in range(runs)], axis=0) for known in (True, False)
+        )
+        for at, when, count in ((0, "first", _AFTER // 10), (1, "later", (_STEPS - _AFTER) // 10)):
+            figure = f"decisions that see the loss rise, of the {count} {when} ones, {effect:g} an e-fold, in order"
+            note = f"{runs} runs whose loss falls; the first are of two epochs"
+            yield _row(figure, round(float(ours[at]), 2), round(float(theirs[at]), 2), note)
 
 
-def _alarms(effect: float, seed: int, known: bool) -> int:
+def alarms(effect: float, seed: int, known: bool) -> tuple[int, int]:
+    """In clips in order, so many decisions see the loss rise, or the run break: in the first two epochs, and later."""
     manager = ContextAwareTrainingManager(BrainConfig(), _HOST, {GUIDED_SIGMA: 0.4})
-    count = 0
+    count = [0, 0]
     for shown in run_of(effect, True, seed):
         attention = _ALIGNED if shown.step % 5 == 0 else None
         length = shown.text_length if known else None
         manager.observe(replace(shown, text_length=length, attention=attention))
         if manager.due(shown.step):
             decision = manager.decide()
-            rises = decision.verdict is Verdict.ROLL_BACK or "the loss rises" in decision.reason
-            count += rises and shown.step > _AFTER
-    return count
+            count[shown.step > _AFTER] += decision.verdict is Verdict.ROLL_BACK or "the loss rises" in decision.reason
+    return count[0], count[1]
 
 
 def _recorded(folder: Path) -> Iterator[Row]:

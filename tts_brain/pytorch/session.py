@@ -248,6 +248,7 @@ class BrainSession:
         Args:
             losses: ``total`` is required.
             learning_rate: asked only where the optimizer's rates are tensors.
+            text_length: mean tokens per utterance of the batch.
             ends_step: the host meant an optimizer step to follow, although it, or a gradient scaler (fp16), may have
                 left it out for a gradient that was not finite. With a scaler and a finite loss that is the scaler
                 looking for its scale, and no step, up to 24 times in a row; else it is a skipped step.
@@ -256,7 +257,7 @@ class BrainSession:
             return None
         with self.fence():
             self._start()
-            self._under_way.add(losses)
+            self._under_way.add(losses, text_length)
             # Not left to the optimizer step: it may be left out after a NaN batch.
             if not math.isfinite(losses["total"]):
                 self._under_way.healed += self.heal()
@@ -273,7 +274,6 @@ class BrainSession:
                 skipped=skipped,
                 grad_norm=grad_norm,
                 learning_rate=learning_rate if math.isnan(self._taps[0].host_rate) else self._taps[0].host_rate,
-                text_length=text_length,
                 stop=self._stop if due else None,
             )
             self._say_skipped(observation)

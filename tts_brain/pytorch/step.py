@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 
 from torch import Tensor
 
@@ -21,15 +22,18 @@ class StepUnderWay:
 
     sums: dict[str, float] = field(default_factory=dict)
     batches: int = 0
+    lengths: list[float] = field(default_factory=list)
     attention: Tensor | None = None
     healed: list[str] = field(default_factory=list)
     facts: BatchFacts | None = None
 
-    def add(self, losses: Mapping[str, float]) -> None:
-        """One batch's raw losses."""
+    def add(self, losses: Mapping[str, float], text_length: float | None = None) -> None:
+        """One batch's raw losses, and its mean tokens per utterance where the host says them."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.batches += 1
+        if text_length is not None:
+            self.lengths.append(text_length)
 
     def observation(
         self,
@@ -39,10 +43,9 @@ class StepUnderWay:
         skipped: bool,
         grad_norm: float | None,
         learning_rate: float | None,
-        text_length: float | None,
         stop: StopTally | None,
     ) -> Observation:
-        """The step as the manager sees it; losses are means over its batches.
+        """The step as the manager sees it; losses and text length are means over its batches.
 
         Args:
             grad_norm: the host's; without it, the one ``tap`` measured.
@@ -57,7 +60,7 @@ class StepUnderWay:
             update_ratio=_finite_or_none(tap.take_update_ratio()),
             attention=None if self.attention is None else _told(self.attention),
             stop=None if stop is None else stop.take(),
-            text_length=text_length,
+            text_length=fmean(self.lengths) if self.lengths else None,
             skipped=skipped,
         )
 
