@@ -74,9 +74,32 @@ def test_where_there_is_no_effect_hardly_anything_changes(ordered: bool) -> None
 
 
 def test_in_a_first_epoch_of_clips_in_order_the_fall_of_the_loss_is_not_put_down_to_their_length() -> None:
-    seen = list(course(0.0, ordered=True, steps=len(LENGTHS), falls=0.05))
-    by = LengthEffect()
-    assert [by.adjusted(o) for o in seen] == seen
+    rng, by = np.random.default_rng(0), LengthEffect()
+    lengths = np.geomspace(20.0, 120.0, 300)
+    for step, length in enumerate(lengths, start=1):
+        shown = observed(step, 5.0 - 0.01 * step + 0.02 * rng.normal(), length)
+        assert by.adjusted(shown) is shown
+
+
+def test_a_level_is_kept_over_the_first_jump_back_to_the_shortest_clips() -> None:
+    rng, by, after = np.random.default_rng(0), LengthEffect(), []
+    lengths = np.geomspace(20.0, 120.0, 100)
+    for step in range(1, 401):
+        length = lengths[(step - 1) % 100]
+        mel = 2.0 + 0.3 * math.log(length / 50.0) + 0.02 * rng.normal()  # 0.54 lower after the jump
+        after.append(by.adjusted(observed(step, mel, length)).losses["mel"])
+    before = np.mean(after[95:100])
+    assert all(abs(np.mean(after[at : at + 5]) - before) < 0.1 for at in (100, 195, 395))
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_where_the_estimate_moves_the_level_does_not_jump(ordered: bool) -> None:
+    by, before = LengthEffect(), None
+    for shown in course(0.3, ordered=ordered, steps=300):
+        now, place = by.adjusted(shown).losses["mel"] - shown.losses["mel"], math.log(shown.text_length)
+        if before is not None:
+            assert now - before[0] == pytest.approx(-by.effect() * (place - before[1]), abs=0.01)
+        before = now, place
 
 
 def test_one_broken_batch_does_not_say_what_length_does() -> None:
